@@ -1,0 +1,1 @@
+"""What every part of fsd shares: identifiers, errors, units, checksums, configuration. Pure."""
