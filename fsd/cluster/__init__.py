@@ -1,0 +1,1 @@
+"""Nodes, placement groups, epochs; weighted rendezvous hashing. Pure."""

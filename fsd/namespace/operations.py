@@ -1,0 +1,213 @@
+"""Operations: frozen records that carry everything needed to repeat one change of a tree, anywhere, at any time.
+
+New inode numbers and data ids come from a range that the session owns; `time_ns` is the server's clock as the session
+knows it; `uid` and `gid` are the caller's (file-system) ids. Which errors an operation may meet is told at its branch of
+`fsd.namespace.apply`.
+"""
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+from fsd.core.ids import DataId, Ino, LayerId
+from fsd.namespace.records import NO_DATA
+from fsd.wire.codec import wire
+
+
+class RenameFlag(IntFlag):
+    """Linux's values, renameat2(2)."""
+
+    NONE = 0
+    NOREPLACE = 1
+    EXCHANGE = 2
+
+
+class XattrFlag(IntFlag):
+    """Linux's values, setxattr(2)."""
+
+    NONE = 0
+    CREATE = 1
+    REPLACE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What every operation carries."""
+
+    layer: LayerId
+    time_ns: int
+    uid: int
+    gid: int
+
+
+@wire(120)
+@dataclass(frozen=True, slots=True)
+class Create(Base):
+    """A new empty regular file. The name must not exist. `mode` is permission bits, the umask already applied."""
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    mode: int
+
+
+@wire(121)
+@dataclass(frozen=True, slots=True)
+class Mkdir(Base):
+    parent: Ino
+    name: bytes
+    ino: Ino
+    mode: int
+
+
+@wire(122)
+@dataclass(frozen=True, slots=True)
+class Mknod(Base):
+    """A FIFO, socket, device or empty regular file; `mode` holds the type bits."""
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    mode: int
+    rdev: int
+
+
+@wire(123)
+@dataclass(frozen=True, slots=True)
+class Symlink(Base):
+    parent: Ino
+    name: bytes
+    ino: Ino
+    target: bytes
+
+
+@wire(124)
+@dataclass(frozen=True, slots=True)
+class Link(Base):
+    ino: Ino
+    parent: Ino
+    name: bytes
+
+
+@wire(125)
+@dataclass(frozen=True, slots=True)
+class Unlink(Base):
+    """An inode that loses its last name becomes an orphan; `Reap` removes it when no session has it open."""
+
+    parent: Ino
+    name: bytes
+
+
+@wire(126)
+@dataclass(frozen=True, slots=True)
+class Rmdir(Base):
+    parent: Ino
+    name: bytes
+
+
+@wire(127)
+@dataclass(frozen=True, slots=True)
+class Rename(Base):
+    parent: Ino
+    name: bytes
+    new_parent: Ino
+    new_name: bytes
+    flags: int = 0
+
+
+@wire(128)
+@dataclass(frozen=True, slots=True)
+class SetAttributes(Base):
+    """None leaves a field as it is. Whether the caller may is the kernel's decision (`default_permissions`)."""
+
+    ino: Ino
+    mode: int | None = None
+    new_uid: int | None = None
+    new_gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@wire(129)
+@dataclass(frozen=True, slots=True)
+class Truncate(Base):
+    """Set the size. To zero: the file becomes inline and empty. An inline file that holds bytes and is to grow over the
+    inline limit must be moved to chunks first (`CommitSize`); an empty one gets `new_data`."""
+
+    ino: Ino
+    size: int
+    new_data: DataId = NO_DATA
+
+
+@wire(130)
+@dataclass(frozen=True, slots=True)
+class WriteInline(Base):
+    """The whole contents of an inline file (one that has chunks is refused). `time_ns` becomes mtime and ctime."""
+
+    ino: Ino
+    contents: bytes
+
+
+@wire(131)
+@dataclass(frozen=True, slots=True)
+class CommitSize(Base):
+    """Size and mtime behind bytes that are durable on the chunkservers (I17). `data` differs from the inode's when the
+    file has just moved out of line, and is NO_DATA to keep what is there."""
+
+    ino: Ino
+    size: int
+    mtime_ns: int
+    data: DataId = NO_DATA
+
+
+@wire(132)
+@dataclass(frozen=True, slots=True)
+class TrimDone(Base):
+    """The chunks of `data` hold nothing in [size, trim_end) any more."""
+
+    ino: Ino
+    data: DataId
+    trim_end: int
+
+
+@wire(133)
+@dataclass(frozen=True, slots=True)
+class SetXattr(Base):
+    ino: Ino
+    name: bytes
+    value: bytes
+    flags: int = 0
+
+
+@wire(134)
+@dataclass(frozen=True, slots=True)
+class RemoveXattr(Base):
+    ino: Ino
+    name: bytes
+
+
+@wire(135)
+@dataclass(frozen=True, slots=True)
+class Reap(Base):
+    """Remove an orphan for good: its inode, xattrs and usage; its chunks go to the collector."""
+
+    ino: Ino
+
+
+Operation = (
+    Create
+    | Mkdir
+    | Mknod
+    | Symlink
+    | Link
+    | Unlink
+    | Rmdir
+    | Rename
+    | SetAttributes
+    | Truncate
+    | WriteInline
+    | CommitSize
+    | TrimDone
+    | SetXattr
+    | RemoveXattr
+    | Reap
+)
