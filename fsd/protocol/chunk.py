@@ -1,0 +1,213 @@
+"""What clients and chunkservers, and chunkservers among themselves, say. Bytes ride in the frame's payload.
+
+`Where` comes with every request of a client. The asked node serves only if it leads `pg` in its newest map, in its own
+incarnation, activated and under its lease; it fetches the map first if `min_map_epoch` is newer than its own.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fsd.core.ids import ChunkId, Incarnation, MapEpoch, Order, PgEpoch, PgId, RequestNumber, SessionId
+from fsd.wire.codec import wire
+
+
+@wire(300)
+@dataclass(frozen=True, slots=True)
+class Where:
+    pg: PgId
+    pg_epoch: PgEpoch  # of the asker's map; StaleMap if it is not the server's
+    min_map_epoch: MapEpoch  # the fence (I13, R14): of the grant of the lease under which the asker acts
+
+
+@wire(301)
+@dataclass(frozen=True, slots=True)
+class WriteChunk:
+    """Payload: the bytes for [offset, offset + len(payload)) of the chunk; a gap before them reads as zeros.
+    `checksums`: one for each piece of the payload between block boundaries. `number` grows within the session and chunk.
+    Answer: ChunkWritten, when every member of the row has it durably (R4).
+    Errors: StaleMap, NotServing, SessionEvicted, BadChecksum, NoSpace."""
+
+    where: Where
+    session: SessionId
+    number: RequestNumber
+    chunk: ChunkId
+    offset: int
+    checksums: tuple[int, ...]
+
+
+@wire(302)
+@dataclass(frozen=True, slots=True)
+class ChunkWritten:
+    order: Order
+    length: int
+
+
+@wire(303)
+@dataclass(frozen=True, slots=True)
+class TruncateChunk:
+    """Cut the chunk to `length` bytes; 0 removes it. A shorter chunk stays as it is. Answer: ChunkWritten."""
+
+    where: Where
+    session: SessionId
+    number: RequestNumber
+    chunk: ChunkId
+    length: int
+
+
+@wire(304)
+@dataclass(frozen=True, slots=True)
+class ReadChunk:
+    """[offset, offset + length), `offset` a multiple of BLOCK_SIZE. Answer: ChunkData."""
+
+    where: Where
+    session: SessionId
+    chunk: ChunkId
+    offset: int
+    length: int
+
+
+@wire(305)
+@dataclass(frozen=True, slots=True)
+class ChunkData:
+    """Payload: the bytes, fewer than asked for where the chunk ends (none if there is no chunk); `checksums`, one for
+    each 64 KiB of them, is for the *client* to check."""
+
+    order: Order
+    checksums: tuple[int, ...]
+
+
+# --- between members of a placement group -----------------------------------------------------------------------------
+
+
+class Change(Enum):
+    """What a Replicate does to the chunk."""
+
+    WRITE = 1  # payload at `offset`, onto the state whose order is `base`
+    WHOLE = 2  # payload is all of the chunk, whatever was there
+    TRUNCATE = 3  # cut to `length`, onto the state whose order is `base`
+    REMOVE = 4  # the chunk does not exist, whatever was there
+
+
+@wire(306)
+@dataclass(frozen=True, slots=True)
+class AppliedRequest:
+    """The last request of a session that changed a chunk (R11)."""
+
+    session: SessionId
+    number: RequestNumber
+
+
+@wire(307)
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Primary to member. Answer: Done, when it is durable there. Errors: NotALeader, BaseMismatch, BadChecksum, NoSpace.
+
+    A member whose chunk already has an order >= `order` answers Done at once. `requests` is the chunk's list of last
+    requests afterwards. `settled`: all of this epoch up to this version has been acknowledged by all (so it is no longer
+    in flight). `resync`: copying, not a write; applied only to a chunk with a lower order."""
+
+    pg: PgId
+    epoch: PgEpoch
+    sender: Incarnation
+    chunk: ChunkId
+    order: Order
+    base: Order
+    change: Change
+    offset: int
+    length: int
+    checksums: tuple[int, ...]
+    requests: tuple[AppliedRequest, ...]
+    settled: int
+    resync: bool = False
+
+
+@wire(308)
+@dataclass(frozen=True, slots=True)
+class ListInFlight:
+    """Primary to member, before it activates a row: which chunks may have changes that not all have? Answer: ChunkList.
+    The member accepts nothing of lower epochs from then on."""
+
+    pg: PgId
+    epoch: PgEpoch
+    sender: Incarnation
+
+
+@wire(309)
+@dataclass(frozen=True, slots=True)
+class ListChunks:
+    """Primary to member: what it holds, in the order of chunks, after `after`, at most `limit`. Answer: ChunkList."""
+
+    pg: PgId
+    epoch: PgEpoch
+    sender: Incarnation
+    after: ChunkId
+    limit: int
+
+
+@wire(310)
+@dataclass(frozen=True, slots=True)
+class ChunkSummary:
+    """`checksum` covers length and the checksums of all blocks; equal summaries mean equal bytes."""
+
+    chunk: ChunkId
+    order: Order
+    length: int
+    checksum: int
+
+
+@wire(311)
+@dataclass(frozen=True, slots=True)
+class ChunkList:
+    chunks: tuple[ChunkSummary, ...]
+    end: bool
+
+
+@wire(312)
+@dataclass(frozen=True, slots=True)
+class PullChunk:
+    """Primary to member (repair, R13, and merging): the whole chunk. Answer: WholeChunk with the bytes as payload.
+    Errors: CorruptData."""
+
+    pg: PgId
+    epoch: PgEpoch
+    sender: Incarnation
+    chunk: ChunkId
+
+
+@wire(313)
+@dataclass(frozen=True, slots=True)
+class WholeChunk:
+    """Payload: all of the chunk. `order` NO_ORDER if there is none."""
+
+    order: Order
+    checksums: tuple[int, ...]
+    requests: tuple[AppliedRequest, ...]
+
+
+@wire(314)
+@dataclass(frozen=True, slots=True)
+class InspectChunks:
+    """For administration and tests, from anybody: what this node stores of the given chunks, whatever its role.
+    Answer: ChunkList of those that exist."""
+
+    pg: PgId
+    chunks: tuple[ChunkId, ...]
+
+
+@wire(315)
+@dataclass(frozen=True, slots=True)
+class InspectGroup:
+    """For administration and tests: as ListChunks, whatever this node's role. Answer: ChunkList."""
+
+    pg: PgId
+    after: ChunkId
+    limit: int
+
+
+@wire(316)
+@dataclass(frozen=True, slots=True)
+class ReadCopy:
+    """For administration and tests: this node's own copy of a chunk, whatever its role. Answer: WholeChunk."""
+
+    pg: PgId
+    chunk: ChunkId

@@ -1,0 +1,277 @@
+"""What nodes and administrators say to the metadata server."""
+
+from dataclasses import dataclass
+
+from fsd.cluster.map import ClusterMap, Node, Row
+from fsd.core.ids import DataId, Ino, LayerId, MapEpoch, Member, NodeId, PgEpoch, PgId, SessionId
+from fsd.namespace.records import Volume
+from fsd.wire.codec import wire
+
+
+@wire(400)
+@dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """Figures of a node's machine and disk (psutil)."""
+
+    total_bytes: int = 0
+    free_bytes: int = 0
+    chunks: int = 0
+    cpu_percent: float = 0.0
+    memory_percent: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+@wire(401)
+@dataclass(frozen=True, slots=True)
+class RegisterNode:
+    """A chunkserver's first request after the handshake, once for each incarnation and whenever the server asks for it.
+    `node` 0 asks for a new id. `damaged`: its store did not hold all that it had promised, or has a doubtful tail (R9);
+    it must be filled again. Answer: NodeRegistered. Errors: ForeignFileSystem, Busy (an incarnation as new is alive)."""
+
+    node: NodeId
+    incarnation: int
+    address: str
+    zone: str
+    weight: int
+    damaged: bool
+
+
+@wire(402)
+@dataclass(frozen=True, slots=True)
+class NodeRegistered:
+    node: NodeId
+    file_system: str
+    chunk_size: int
+    lease_s: float
+    map_epoch: MapEpoch
+
+
+@wire(403)
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Every second. Answer: Beat. Errors: SessionUnknown (register again)."""
+
+    node: NodeId
+    incarnation: int
+    map_epoch: MapEpoch
+    load: NodeLoad
+
+
+@wire(404)
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """`lease_s` > 0: the node's lease reaches to the send time of its heartbeat plus `lease_s` * 0.97 (R2)."""
+
+    map_epoch: MapEpoch
+    lease_s: float
+
+
+@wire(405)
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The node stops on purpose and serves nothing any more. Answer: Done, when its rows have changed durably."""
+
+    node: NodeId
+    incarnation: int
+
+
+@wire(406)
+@dataclass(frozen=True, slots=True)
+class GetMap:
+    """Answer: MapReply. Waits for nothing."""
+
+    known: MapEpoch = MapEpoch(0)
+
+
+@wire(407)
+@dataclass(frozen=True, slots=True)
+class MapReply:
+    """`map` is None if the asker's is the newest."""
+
+    map: ClusterMap | None
+
+
+@wire(408)
+@dataclass(frozen=True, slots=True)
+class DropMember:
+    """R5: the primary asks to take a silent member out of the row. Answer: RowReply with the row as it is now, which is
+    durable; the same whether it was this request that changed it."""
+
+    pg: PgId
+    epoch: PgEpoch
+    primary: Member
+    victim: Member
+
+
+@wire(409)
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """R7: all in-sync members agree; the primary may serve once this is answered. Answer: RowReply."""
+
+    pg: PgId
+    epoch: PgEpoch
+    primary: Member
+
+
+@wire(410)
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """R10: a syncing member holds everything. Answer: RowReply."""
+
+    pg: PgId
+    epoch: PgEpoch
+    primary: Member
+    member: Member
+
+
+@wire(411)
+@dataclass(frozen=True, slots=True)
+class RowReply:
+    """Whether it worked shows in the row: compare its epoch and members."""
+
+    row: Row
+    map_epoch: MapEpoch
+
+
+# --- administration ---------------------------------------------------------------------------------------------------
+
+
+@wire(420)
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Answer: VolumeReply. Errors: AlreadyExists, InvalidArgument."""
+
+    name: str
+    replicas: int
+    min_replicas: int
+    quota_bytes: int = 0
+    quota_inodes: int = 0
+
+
+@wire(421)
+@dataclass(frozen=True, slots=True)
+class SetVolume:
+    """None leaves a field as it is. Answer: VolumeReply. Errors: NotFound, InvalidArgument."""
+
+    name: str
+    quota_bytes: int | None = None
+    quota_inodes: int | None = None
+    replicas: int | None = None
+    min_replicas: int | None = None
+
+
+@wire(422)
+@dataclass(frozen=True, slots=True)
+class DeleteVolume:
+    """Answer: Done. Errors: NotFound, Busy (mounted), NotEmpty (unless `force`)."""
+
+    name: str
+    force: bool = False
+
+
+@wire(423)
+@dataclass(frozen=True, slots=True)
+class ListVolumes:
+    """Answer: VolumesReply."""
+
+
+@wire(424)
+@dataclass(frozen=True, slots=True)
+class VolumeReply:
+    volume: Volume
+
+
+@wire(425)
+@dataclass(frozen=True, slots=True)
+class VolumesReply:
+    volumes: tuple[Volume, ...]
+
+
+@wire(426)
+@dataclass(frozen=True, slots=True)
+class GetStatus:
+    """Answer: StatusReply."""
+
+
+@wire(427)
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    node: Node
+    load: NodeLoad
+    last_heartbeat_s: float  # how long ago; negative if never in this life of the metadata server
+
+
+@wire(428)
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    session: SessionId
+    client: str
+    volume: str
+    address: str
+    idle_s: float
+    leases: int
+
+
+@wire(429)
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """`in_sync`: rows with as many in-sync members as the pool asks for (or as there are nodes); `degraded`: fewer, but
+    served; `down`: not served now."""
+
+    file_system: str
+    version: str
+    map_epoch: MapEpoch
+    nodes: tuple[NodeStatus, ...]
+    total: int
+    in_sync: int
+    degraded: int
+    down: int
+    sessions: tuple[SessionStatus, ...]
+    volumes: tuple[Volume, ...]
+    uptime_s: float
+    collecting: int  # dead data ids that are still to be removed
+
+
+@wire(430)
+@dataclass(frozen=True, slots=True)
+class RunFsck:
+    """Check the whole tree (I12). Answer: FsckReply."""
+
+
+@wire(431)
+@dataclass(frozen=True, slots=True)
+class FsckReply:
+    """`faults`: one line each, at most 1,000 of them; none means clean."""
+
+    volumes: int
+    inodes: int
+    dentries: int
+    bytes: int
+    faults: tuple[str, ...]
+
+
+@wire(432)
+@dataclass(frozen=True, slots=True)
+class ListData:
+    """Which data ids live, page by page: for checking chunks against the tree. Answer: DataPage."""
+
+    layer: LayerId
+    after: Ino
+    limit: int
+
+
+@wire(433)
+@dataclass(frozen=True, slots=True)
+class LiveData:
+    ino: Ino
+    data: DataId
+    size: int
+    trim_end: int
+
+
+@wire(434)
+@dataclass(frozen=True, slots=True)
+class DataPage:
+    data: tuple[LiveData, ...]
+    end: bool
