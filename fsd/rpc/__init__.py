@@ -1,0 +1,1 @@
+"""Requests and answers over frames: pipelined, both ways on one connection, cancellable, with back-pressure."""
