@@ -77,6 +77,8 @@ class Segments(Protocol):
 
     def space(self) -> Space: ...
 
+    async def aclose(self) -> None: ...
+
 
 class DataDirectory(Protocol):
     """One server's directory, held under an exclusive lock from `open` to `aclose` (DirectoryInUse otherwise)."""
@@ -89,6 +91,10 @@ class DataDirectory(Protocol):
 
     async def write_file(self, name: str, data: bytes) -> None:
         """Replace a small file atomically and durably."""
+        ...
+
+    async def set_aside(self, name: str) -> str:
+        """Rename a damaged store (a key-value store or segments) out of the way, durably; the new name."""
         ...
 
     async def open_keyvalue(self, name: str, families: Sequence[str]) -> KeyValue:
