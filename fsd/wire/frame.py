@@ -40,7 +40,7 @@ class Flag(IntFlag):
     ONE_WAY = 8  # no answer is expected; id 0
 
 
-_KNOWN_FLAGS = Flag.REPLY | Flag.ERROR | Flag.CANCEL | Flag.ONE_WAY
+_UNKNOWN_FLAGS = 0xFFFF ^ int(Flag.REPLY | Flag.ERROR | Flag.CANCEL | Flag.ONE_WAY)
 
 
 class Header(NamedTuple):
@@ -77,7 +77,7 @@ def decode_header(data: Buffer) -> Header:
         raise ProtocolError(f"not an fsd frame: begins with {magic!r}")
     if version != PROTOCOL_VERSION:
         raise VersionMismatch(f"peer speaks protocol version {version}, this is version {PROTOCOL_VERSION}")
-    if zero or flags & ~_KNOWN_FLAGS:
+    if zero or flags & _UNKNOWN_FLAGS:
         raise ProtocolError(f"unknown flags {flags:#x} in a frame")
     if message_length > MAX_MESSAGE:
         raise ProtocolError(f"message of {message_length} bytes, at most {MAX_MESSAGE} are allowed")
