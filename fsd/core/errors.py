@@ -136,6 +136,13 @@ class Interrupted(PosixError):
     number, errno = 22, errno.EINTR
 
 
+class WrongLayout(PosixError):
+    """The file's bytes are not where the operation needs them: trim the chunks first, or move the bytes out of line, or
+    (they were moved meanwhile) use its chunks. The asker reads the inode again and takes the other way."""
+
+    number, errno = 23, errno.EIO
+
+
 # --- talking ----------------------------------------------------------------------------------------------------------
 
 

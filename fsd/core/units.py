@@ -16,6 +16,8 @@ NAME_MAX = 255  # bytes
 PATH_MAX = 4096  # bytes of a symbolic link's target, its end included
 XATTR_VALUE_MAX = 64 * KIB
 XATTR_NAME_MAX = 255
+XATTR_LIST_MAX = 64 * KIB  # all names of one inode, each with its NUL: more could not be listed
+MAX_DEPTH = 100_000  # directories between an inode and its root; more is taken for a loop
 LINK_MAX = 65_000
 
 NS = 1_000_000_000
@@ -33,7 +35,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """"10.0 GiB" for people; never parsed back."""
+    """ "10.0 GiB" for people; never parsed back."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
