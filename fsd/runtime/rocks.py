@@ -89,7 +89,11 @@ class RocksKeyValue:
             raise _translate(error, path) from None
         self._applied, self._sum = _CHAIN.unpack(chain) if isinstance(chain, bytes) else (0, 0)
         self._floor_fd = os.open(os.path.join(path, "floor"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._check_floor()
+        try:
+            self._check_floor()
+        except CorruptData:
+            self._close()
+            raise
         self._durable = self._applied
 
     def _check_floor(self) -> None:
@@ -186,8 +190,15 @@ class RocksKeyValue:
             if self._failed is None:
                 await self.durable()
                 await trio.to_thread.run_sync(self._write_floor, self._durable, limiter=self._limiter)
-            self._db.close()
-            os.close(self._floor_fd)
+            self._families.clear()  # they keep the database, and with it its lock
+            self._handles.clear()
+            self._close()
+
+    def _close(self) -> None:
+        for family in [self._families.pop(name) for name in list(self._families)]:  # the database stays locked while one of these is open
+            family.close()
+        self._db.close()
+        os.close(self._floor_fd)
 
     def _sync(self, covered: int) -> None:
         self._db.flush_wal(True)
