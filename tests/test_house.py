@@ -84,7 +84,7 @@ def test_pure_modules_do_no_io_and_know_no_clock_and_no_chance(path):
     assert not bad, f"{relative(path)} imports {bad}"
 
 
-@pytest.mark.parametrize("path", [path for path in sources(*PRODUCT)], ids=relative)
+@pytest.mark.parametrize("path", sources(*PRODUCT), ids=relative)
 def test_a_file_is_one_thought(path):
     assert len(path.read_text().splitlines()) <= 700, "split it"
     assert path.stem not in {"utils", "util", "helpers", "misc", "common"}

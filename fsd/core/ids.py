@@ -30,7 +30,7 @@ class ChunkId(NamedTuple):
     """`CHUNK_SIZE` bytes of a file, at `index * CHUNK_SIZE`."""
 
     data: DataId
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Order(NamedTuple):

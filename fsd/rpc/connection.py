@@ -14,13 +14,13 @@ waits for may be behind them). A message that does not decode ends the connectio
 
 import itertools
 import logging
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import trio
 
 from fsd.core.errors import FsError, InternalError, Overloaded, ProtocolError, Unreachable, error_from_wire
 from fsd.runtime.network import Connection
-from fsd.wire.codec import decode_number, encode, number_of
+from fsd.wire.codec import decode_number, encode, number_of_message
 from fsd.wire.frame import Buffer, Flag, Frame
 from fsd.wire.handshake import Done, ErrorReply, Hello, Welcome
 
@@ -103,7 +103,7 @@ class Peer:
         request_id = next(self._ids)
         waiter = self._waiting[request_id] = _Waiter()
         try:
-            await self._send(Frame(number_of(type(message)), Flag.REQUEST, request_id, encode(message), payload))
+            await self._send(Frame(number_of_message(message), Flag.REQUEST, request_id, encode(message), payload))
             await waiter.event.wait()
         finally:
             if self._waiting.pop(request_id, None) is not None and not self.closed.is_set():
@@ -116,7 +116,7 @@ class Peer:
 
     async def notify(self, message: Any) -> None:
         """Send one way. Raises Unreachable if the connection is known to be gone."""
-        await self._send(Frame(number_of(type(message)), Flag.ONE_WAY, 0, encode(message)))
+        await self._send(Frame(number_of_message(message), Flag.ONE_WAY, 0, encode(message)))
 
     def close(self) -> None:
         """End the connection at once."""
@@ -216,7 +216,7 @@ class Peer:
         message, payload = answer if isinstance(answer, Reply) else (answer, b"")
         flags = Flag.REPLY | Flag.ERROR if isinstance(message, ErrorReply) else Flag.REPLY
         try:
-            await self._send(Frame(number_of(type(message)), flags, request_id, encode(message), payload))
+            await self._send(Frame(number_of_message(message), flags, request_id, encode(message), payload))
         except Unreachable as error:
             log.debug("answer %d to %s is lost: %s", request_id, self.address, error)
 
@@ -252,6 +252,7 @@ def only_error(raised: BaseException) -> FsError | None:
     if isinstance(raised, FsError):
         return raised
     if isinstance(raised, BaseExceptionGroup):
-        errors = [only_error(inner) for inner in raised.exceptions]  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        group = cast("BaseExceptionGroup[BaseException]", raised)
+        errors = [only_error(inner) for inner in group.exceptions]
         return errors[0] if all(error is not None for error in errors) else None
     return None

@@ -79,6 +79,9 @@ class LocalDirectory:
 
     async def set_aside(self, name: str) -> str:
         """Rename a damaged store so that a new one can take its place; the new name."""
+        return await trio.to_thread.run_sync(self._set_aside, name)
+
+    def _set_aside(self, name: str) -> str:
         number = 1
         while os.path.exists(os.path.join(self.name, f"{name}.damaged-{number}")):
             number += 1

@@ -7,6 +7,9 @@ bytes, float, Enum, NamedTuple, a `@wire` class, `X | None`, a union of `@wire` 
 `tuple[X, ...]`, `tuple[X, Y]`.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+# (this module is where untyped data becomes typed: every value is checked by its converter)
+
 import dataclasses
 import types
 import typing
@@ -55,6 +58,11 @@ def wire(number: int) -> Callable[[type[T]], type[T]]:
 def number_of(cls: type[Any]) -> int:
     """The number under which a class was registered."""
     return _by_class[cls].number
+
+
+def number_of_message(message: Any) -> int:
+    """The number of an instance's class."""
+    return _by_class[type(message)].number
 
 
 def registered() -> dict[int, type[Any]]:
