@@ -270,3 +270,9 @@ class FormatError(FsError):
     """A data directory that this version cannot use: no such format, from the future, or damaged."""
 
     number, errno = 82, errno.EINVAL
+
+
+class MissingOnHost(FsError):
+    """This machine lacks what is needed (/dev/fuse, a permission, a program); the text says what to do."""
+
+    number, errno = 83, errno.ENODEV
