@@ -1,15 +1,15 @@
 """Where each record lies. The one table of keys; numbers are big-endian, so that a scan is in order.
 
-    family   key                                             value
-    inode    layer u32, ino u64                              Inode
-    dentry   layer u32, parent u64, cookie u64, name         Dentry
-    xattr    layer u32, ino u64, name                        the value's bytes
-    volume   layer u32                                       Volume
-    orphan   layer u32, ino u64                              nothing
-    session  see metadata.store
-    cluster  see metadata.store
-    collect  data id u64, start u64                          DeadData
-    log      sequence u64                                    operations, until the standbys have them
+family   key                                             value
+inode    layer u32, ino u64                              Inode
+dentry   layer u32, parent u64, cookie u64, name         Dentry
+xattr    layer u32, ino u64, name                        the value's bytes
+volume   layer u32                                       Volume
+orphan   layer u32, ino u64                              nothing
+session  see metadata.store
+cluster  see metadata.store
+collect  data id u64, start u64                          DeadData
+log      sequence u64                                    operations, until the standbys have them
 """
 
 import hashlib

@@ -131,7 +131,8 @@ class SetAttributes(Base):
 @dataclass(frozen=True, slots=True)
 class Truncate(Base):
     """Set the size. To zero: the file becomes inline and empty. An inline file that holds bytes and is to grow over the
-    inline limit must be moved to chunks first (`CommitSize`); an empty one gets `new_data`."""
+    inline limit must be moved to chunks first (`CommitSize`); an empty one gets `new_data`. A file that was cut before
+    must be trimmed first (`TrimDone`). What was to come first and did not: WrongLayout."""
 
     ino: Ino
     size: int
@@ -141,7 +142,8 @@ class Truncate(Base):
 @wire(130)
 @dataclass(frozen=True, slots=True)
 class WriteInline(Base):
-    """The whole contents of an inline file (one that has chunks is refused). `time_ns` becomes mtime and ctime."""
+    """The whole contents of an inline file, at most the inline limit. `time_ns` becomes mtime and ctime. WrongLayout for a
+    file that has chunks, and for contents over the limit."""
 
     ino: Ino
     contents: bytes
@@ -151,7 +153,8 @@ class WriteInline(Base):
 @dataclass(frozen=True, slots=True)
 class CommitSize(Base):
     """Size and mtime behind bytes that are durable on the chunkservers (I17). `data` differs from the inode's when the
-    file has just moved out of line, and is NO_DATA to keep what is there."""
+    file has just moved out of line, and is NO_DATA to keep what is there. Never makes a file shorter: a smaller `size`
+    leaves it. WrongLayout if the file is inline and no `data` is given, has other `data`, or is to grow untrimmed."""
 
     ino: Ino
     size: int
@@ -162,11 +165,14 @@ class CommitSize(Base):
 @wire(132)
 @dataclass(frozen=True, slots=True)
 class TrimDone(Base):
-    """The chunks of `data` hold nothing in [size, trim_end) any more."""
+    """The chunks of `data` hold nothing in [start, trim_end) any more; without effect if the inode has other data or
+    another `trim_end` by now. `start` is the size when it was trimmed: of a file that was cut further since, [its size,
+    start) is still to be trimmed."""
 
     ino: Ino
     data: DataId
     trim_end: int
+    start: int = 0
 
 
 @wire(133)

@@ -2,12 +2,19 @@
 
 import stat
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntFlag
 
 from fsd.core.ids import DataId, Ino, LayerId, PoolId
 from fsd.wire.codec import wire
 
 NO_DATA = DataId(0)
+
+
+class InodeFlag(IntFlag):
+    """Facts about an inode that save a look elsewhere."""
+
+    NONE = 0
+    HAS_XATTRS = 1  # without it there is no extended attribute: who holds a lease need not ask for one
 
 
 @wire(100)
@@ -18,7 +25,8 @@ class Inode:
     A regular file's bytes are inline while `data` is NO_DATA (then `inline` holds all `size` of them, or is None in an
     answer that leaves them out), else in the chunks of `data`. A symbolic link's target is in `inline`. A directory's
     `size` is its number of entries, `parent` the directory that holds it (itself for the root, 0 for other types).
-    `trim_end` > `size` says that chunks may still hold garbage in [size, trim_end): whoever extends the file trims first.
+    `flags` are InodeFlag's. `trim_end` > `size` says that chunks may still hold garbage in [size, trim_end): whoever
+    extends the file trims first; else it is 0.
     """
 
     ino: Ino
