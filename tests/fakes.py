@@ -165,7 +165,7 @@ class MemoryDirectory:
 
 
 class MemoryNetwork:
-    """Connections are pairs of bounded channels; frames go through the real header. `kill` ends all of an address."""
+    """Connections are pairs of channels with a window; frames go through the real header. `kill` ends all of an address."""
 
     def __init__(self) -> None:
         self._listeners: dict[str, MemoryListener] = {}
@@ -229,18 +229,26 @@ class MemoryListener:
 
 
 class MemoryConnection:
+    window = 64  # frames that may be on the way before the sender waits
+
     def __init__(self, peer: str, send: trio.MemorySendChannel, receive: trio.MemoryReceiveChannel) -> None:
         self.peer = peer
         self._send = send
         self._receive = receive
         self.other: MemoryConnection | None = None
 
-    async def send(self, frame: Frame) -> None:
-        header = encode_header(frame)
+    def send_nowait(self, frame: Frame) -> bool:
         try:
-            await self._send.send((header, frame.message, bytes(frame.payload)))
+            self._send.send_nowait((encode_header(frame), frame.message, bytes(frame.payload)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise Unreachable(f"connection to {self.peer} broke") from None
+        return self._send.statistics().current_buffer_used < self.window
+
+    async def drain(self) -> None:
+        while (
+            self._send.statistics().current_buffer_used >= self.window and self._send.statistics().open_receive_channels
+        ):
+            await trio.sleep(0.001)
 
     async def receive(self) -> Frame:
         try:
@@ -256,8 +264,8 @@ class MemoryConnection:
 
 
 def _pair(address: str, caller: str) -> tuple[MemoryConnection, MemoryConnection]:
-    out_send, out_receive = trio.open_memory_channel(64)
-    in_send, in_receive = trio.open_memory_channel(64)
+    out_send, out_receive = trio.open_memory_channel(math.inf)
+    in_send, in_receive = trio.open_memory_channel(math.inf)
     return MemoryConnection(address, out_send, in_receive), MemoryConnection(caller, in_send, out_receive)
 
 

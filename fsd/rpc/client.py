@@ -84,7 +84,8 @@ class Channel:
 
 async def introduce(connection: Connection, hello: Hello) -> Welcome:
     """Say who we are; the answer, or the error with which the peer refused."""
-    await connection.send(Frame(number_of(Hello), Flag.REQUEST, 0, encode(hello)))
+    connection.send_nowait(Frame(number_of(Hello), Flag.REQUEST, 0, encode(hello)))
+    await connection.drain()
     frame = await connection.receive()
     answer = decode_number(frame.type, frame.message)
     if isinstance(answer, ErrorReply):

@@ -61,8 +61,10 @@ async def _shake_hands(connection: Connection, welcome: Callable[[Hello], Welcom
             answer = welcome(hello)
         except FsError as error:
             refusal = encode(ErrorReply(error.number, str(error)))
-            await connection.send(Frame(number_of(ErrorReply), Flag.REPLY | Flag.ERROR, frame.request_id, refusal))
+            connection.send_nowait(Frame(number_of(ErrorReply), Flag.REPLY | Flag.ERROR, frame.request_id, refusal))
+            await connection.drain()
             raise
-        await connection.send(Frame(number_of(Welcome), Flag.REPLY, frame.request_id, encode(answer)))
+        connection.send_nowait(Frame(number_of(Welcome), Flag.REPLY, frame.request_id, encode(answer)))
+        await connection.drain()
         return hello
     raise Unreachable(f"no handshake in {HANDSHAKE_TIMEOUT_S:g} s")

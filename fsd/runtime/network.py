@@ -10,8 +10,12 @@ class Connection(Protocol):
 
     peer: str
 
-    async def send(self, frame: Frame) -> None:
-        """Waits while the peer is slow. Cancelled or failed in the middle, the connection is closed."""
+    def send_nowait(self, frame: Frame) -> bool:
+        """Take the frame. False if not all of it has left: `await drain()` before the next one. Raises Unreachable."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until all that was taken has left: while the peer is slow, so is the sender. Raises Unreachable."""
         ...
 
     async def receive(self) -> Frame:
@@ -19,7 +23,7 @@ class Connection(Protocol):
         ...
 
     def close(self) -> None:
-        """At once; pending `send` and `receive` raise Unreachable."""
+        """At once; pending `drain` and `receive` raise Unreachable."""
         ...
 
 

@@ -195,7 +195,9 @@ class RocksKeyValue:
             self._close()
 
     def _close(self) -> None:
-        for family in [self._families.pop(name) for name in list(self._families)]:  # the database stays locked while one of these is open
+        for family in [
+            self._families.pop(name) for name in list(self._families)
+        ]:  # the database stays locked while one of these is open
             family.close()
         self._db.close()
         os.close(self._floor_fd)

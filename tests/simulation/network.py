@@ -126,22 +126,20 @@ class End:
         self._readable = Bell()
         self._writable = Bell()
 
-    async def send(self, frame: Frame) -> None:
-        header = encode_header(frame)
-        copy = Frame(frame.type, Flag(frame.flags), frame.request_id, bytes(frame.message), bytes(frame.payload))
-        await trio.lowlevel.checkpoint()
+    def send_nowait(self, frame: Frame) -> bool:
+        decode_header(encode_header(frame))
         self._check()
-        try:
-            while self._unread > WINDOW_BYTES:
-                await self._writable.wait()
-                self._check()
-        except trio.Cancelled:
-            self.close()  # cancelled in the middle of a frame
-            raise
-        decode_header(header)
+        copy = Frame(frame.type, Flag(frame.flags), frame.request_id, bytes(frame.message), bytes(frame.payload))
         size = HEADER_SIZE + len(copy.message) + len(copy.payload)
         self._unread += size
         self._transmit(copy, size)
+        return self._unread <= WINDOW_BYTES
+
+    async def drain(self) -> None:
+        self._check()
+        while self._unread > WINDOW_BYTES:
+            await self._writable.wait()
+            self._check()
 
     def _check(self) -> None:
         if not self.process.alive:

@@ -28,7 +28,7 @@ async def echo(process: Process) -> None:
 async def answer(connection: Any) -> None:
     try:
         while True:
-            await connection.send(await connection.receive())
+            await send(connection, await connection.receive())
     except Unreachable:
         pass
 
@@ -66,7 +66,7 @@ def test_frames_arrive_in_order_and_time_is_virtual() -> None:
     async def main(world: World) -> None:
         connection = await world.connect()
         for number in range(100):
-            await connection.send(frame(number))
+            await send(connection, frame(number))
         assert [(await connection.receive()).request_id for _ in range(100)] == list(range(100))
         await trio.sleep(80_000)
 
@@ -79,10 +79,8 @@ def test_a_sender_waits_for_a_slow_reader() -> None:
         connection = await world.connect()
         with trio.move_on_after(10) as scope:
             while True:
-                await connection.send(frame(1, bytes(1 << 20)))
+                await send(connection, frame(1, bytes(1 << 20)))
         assert scope.cancelled_caught
-        with pytest.raises(Unreachable):  # cancelled in the middle of a frame
-            await connection.send(frame(2))
 
     World().run(main)
 
@@ -123,7 +121,7 @@ def test_what_is_sent_during_a_short_cut_arrives_after_it() -> None:
     async def main(world: World) -> None:
         connection = await world.connect()
         world.fabric.cut("client", "server")
-        await connection.send(frame(5))
+        await send(connection, frame(5))
         with trio.move_on_after(0.5) as scope:
             await connection.receive()
         assert scope.cancelled_caught
@@ -259,3 +257,8 @@ def test_a_spinning_task_is_found() -> None:
 def test_waiting_for_ever_is_found() -> None:
     with pytest.raises(Stuck, match="for ever"):
         Kernel(1).run(trio.sleep_forever)
+
+
+async def send(connection, whole):
+    if not connection.send_nowait(whole):
+        await connection.drain()
