@@ -12,6 +12,9 @@ from fsd.namespace.operations import RemoveXattr, SetAttributes, SetXattr, Xattr
 from fsd.namespace.records import Inode, InodeFlag
 from fsd.namespace.view import DropXattr, PutXattr
 
+_XATTR_FLAGS = int(XattrFlag.CREATE | XattrFlag.REPLACE)  # ints: ~ of an IntFlag forgets the bits that it does not know
+_HAS_XATTRS = int(InodeFlag.HAS_XATTRS)
+
 
 def set_attributes(draft: Draft, op: SetAttributes) -> Ino:
     """A change of owner takes the set-id bits and the file's capabilities away, root's too, unless a mode comes along."""
@@ -39,7 +42,7 @@ def set_attributes(draft: Draft, op: SetAttributes) -> Ino:
 
 def without_capability(draft: Draft, inode: Inode) -> Inode:
     """Who changes a file's bytes or owner, even root, takes its capabilities away (the kernel leaves that to us)."""
-    if not inode.flags & InodeFlag.HAS_XATTRS or inode.is_directory:
+    if not inode.flags & _HAS_XATTRS or inode.is_directory:
         return inode
     if draft.view.xattr(inode.ino, rules.CAPABILITY) is None:
         return inode
@@ -51,7 +54,7 @@ def set_xattr(draft: Draft, op: SetXattr) -> Ino:
     """Raises AlreadyExists (CREATE), NoAttribute (REPLACE), NoSpace (more names than can be listed), and what
     check_xattr_name and check_xattr_value raise."""
     inode = draft.inode(op.ino)
-    if op.flags & ~(XattrFlag.CREATE | XattrFlag.REPLACE):
+    if op.flags & ~_XATTR_FLAGS:
         raise InvalidArgument(f"setxattr with flags {op.flags:#x}")
     rules.check_xattr_name(op.name, inode)
     rules.check_xattr_value(op.value)
@@ -63,7 +66,7 @@ def set_xattr(draft: Draft, op: SetXattr) -> Ino:
     if not exists:
         check_room_for_name(draft, op.ino, op.name)
     draft.add(PutXattr(op.ino, op.name, op.value))
-    draft.put(replace(inode, ctime_ns=op.time_ns, flags=inode.flags | InodeFlag.HAS_XATTRS))
+    draft.put(replace(inode, ctime_ns=op.time_ns, flags=inode.flags | _HAS_XATTRS))
     return op.ino
 
 
@@ -87,4 +90,4 @@ def _flags_without(draft: Draft, inode: Inode, name: bytes) -> int:
     """The flags of the inode once attribute `name` is gone."""
     if any(other != name for other in draft.view.xattr_names(inode.ino)):
         return inode.flags
-    return inode.flags & ~InodeFlag.HAS_XATTRS
+    return inode.flags & ~_HAS_XATTRS
