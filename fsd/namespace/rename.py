@@ -31,8 +31,8 @@ def rename(draft: Draft, op: Rename) -> Ino:
     draft.directory(op.parent)
     draft.directory(op.new_parent)
     rules.check_name(op.name, Busy)
-    rules.check_name(op.new_name, Busy)
     source = draft.child(op.parent, op.name)
+    rules.check_name(op.new_name, Busy)
     target = find_target(draft, op)
     check_no_loop(draft, op, source, target)
     if target is not None and target.ino == source.ino:
