@@ -157,15 +157,25 @@ class End:
         """At the other end, unless the way there is cut. None is the end of the stream."""
         if self._held or self.fabric.is_cut(self.host, self.other.host):
             self._held.append(frame)
-        elif frame is None:
+        else:
+            self._deliver(frame)
+
+    def _deliver(self, frame: Frame | None) -> None:
+        if frame is None:
             self.other.break_(f"connection closed by {self.other.peer}")
         else:
             self.other.accept(frame)
 
     def flush_held(self) -> None:
-        held, self._held = self._held, deque()
-        for frame in held:
-            self._transmit(frame, 0)
+        """The cut is over. What arrives before the release queues behind what is held: the order stays."""
+        if self._held:
+            self.fabric.kernel.after(self.fabric.latency(self.host, self.other.host), self._release)
+
+    def _release(self) -> None:
+        if not self.fabric.is_cut(self.host, self.other.host):
+            held, self._held = self._held, deque()
+            for frame in held:
+                self._deliver(frame)
 
     def accept(self, frame: Frame) -> None:
         if self.broken or not self.process.alive:

@@ -132,6 +132,24 @@ def test_what_is_sent_during_a_short_cut_arrives_after_it() -> None:
     World().run(main)
 
 
+def test_the_order_survives_a_cut() -> None:
+    async def main(world: World) -> None:
+        connection = await world.connect()
+        for number in range(60):
+            connection.send_nowait(frame(number))
+            if number % 20 == 5:
+                world.fabric.cut("client", "server")
+            if number % 20 == 15:
+                world.fabric.heal("client", "server")
+            await trio.sleep(0.0003)
+        world.fabric.heal_all()
+        with trio.fail_after(30):
+            assert [(await connection.receive()).request_id for _ in range(60)] == list(range(60))
+
+    for seed in range(10):
+        World(seed).run(main)
+
+
 def test_a_paused_process_does_nothing_until_it_is_resumed() -> None:
     ticks: list[float] = []
 

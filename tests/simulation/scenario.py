@@ -1,0 +1,421 @@
+"""One seed: a cluster, its clients, its faults, and the verdict.
+
+set up ──> work under faults ──> heal ──> everybody finishes ──> read all ──> quiet ──> replicas equal, fsck clean
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import trio
+
+from chunkserver.server import ChunkServer, ChunkServerOptions
+from fsd.client.filesystem import open_filesystem
+from fsd.client.options import ClientOptions
+from fsd.cluster.map import ClusterMap
+from fsd.core.errors import FsError
+from fsd.core.ids import ChunkId, DataId, NodeId, PgId
+from fsd.protocol.chunk import ChunkList, ChunkSummary, InspectGroup, ReadCopy, WholeChunk
+from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, RunFsck, StatusReply
+from fsd.rpc.client import ChannelPool
+from fsd.wire.handshake import Hello
+from metadata.server import MetadataOptions, MetadataServer
+from tests.simulation.check import (
+    EMPTY_REGION,
+    EMPTY_TREE,
+    Operation,
+    TooHard,
+    explain,
+    linearizable,
+    region_step,
+    tree_step,
+)
+from tests.simulation.host import Host, Process
+from tests.simulation.kernel import Fault, Kernel, LogWatch, Stuck
+from tests.simulation.nemesis import MIXES, Nemesis
+from tests.simulation.network import Fabric
+from tests.simulation.workload import CHUNK_SIZE, INLINE_LIMIT, Client, History, Worker, prepare, verify
+
+METADATA = "m:1"
+SEGMENT_SIZE = 1024 * 1024
+START_WITHIN_S = 60
+FINISH_WITHIN_S = 300
+QUIET_WITHIN_S = 120
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed is about; a test may replace any of it."""
+
+    nodes: int = 3
+    clients: int = 2
+    workers: int = 2
+    steps: int = 20
+    think_s: float = 0.3
+    replicas: int = 2
+    min_replicas: int = 1
+    pg_count: int = 4
+    faults: tuple[Any, ...] = ()
+    strikes: int = 6
+    strike_pause_s: float = 1.0
+    power_loss_at_end: bool = False  # of all servers at once, when all is quiet; then everything is read again
+
+    @staticmethod
+    def of(seed: int) -> "Plan":
+        random = Random(f"plan {seed}")
+        faults = random.choice(MIXES)
+        nodes = random.choice((2, 3, 3, 3, 4))
+        replicas = random.choice((2, 2, 2, 3)) if nodes > 2 else 2
+        return Plan(
+            nodes=nodes,
+            clients=random.choice((1, 2, 2, 3)),
+            workers=random.choice((1, 2)),
+            steps=random.choice((10, 20, 40)),
+            think_s=random.choice((0.05, 0.3, 1.0)),
+            replicas=replicas,
+            min_replicas=random.choice((1, 1, 2)),
+            pg_count=random.choice((2, 4, 8)),
+            faults=tuple(faults),
+            strikes=random.randint(1, 8),
+            strike_pause_s=random.choice((0.3, 1.0, 2.0)),
+            power_loss_at_end=random.random() < 0.3,
+        )
+
+
+@dataclass
+class Outcome:
+    seed: int
+    digest: str
+    events: int
+    operations: int
+    virtual_s: float
+    fault: str | None
+    history: History | None = field(default=None, repr=False)
+
+
+class Cluster:
+    """The hosts of one run and their programs."""
+
+    def __init__(self, kernel: Kernel, plan: Plan, nursery: trio.Nursery) -> None:
+        self.kernel = kernel
+        self.plan = plan
+        self.fabric = Fabric(kernel)
+        self.history = History(kernel)
+        self.random = Random(f"cluster {kernel.random.random()}")
+        self.failure: str | None = None
+        self.metadata = Host(kernel, self.fabric, nursery, "m", self._run_metadata)
+        self.nodes = [
+            Host(kernel, self.fabric, nursery, f"s{number}", self._run_node) for number in range(1, plan.nodes + 1)
+        ]
+        self.clients = [
+            Host(kernel, self.fabric, nursery, f"c{number}", self._run_client) for number in range(1, plan.clients + 1)
+        ]
+        self.admin = Host(kernel, self.fabric, nursery, "admin", self._run_admin)
+        self.work: dict[str, list[int]] = {host.name: [plan.steps] * plan.workers for host in self.clients}
+        self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
+        self._prepared = trio.Event()
+        self._pool: ChannelPool | None = None
+        self._status: StatusReply | None = None
+
+    def hosts(self) -> list[Host]:
+        return [self.metadata, *self.nodes, *self.clients]
+
+    def servers(self) -> list[Host]:
+        return [self.metadata, *self.nodes]
+
+    # --- programs ---
+
+    async def _run_metadata(self, process: Process) -> None:
+        plan = self.plan
+        options = MetadataOptions(
+            listen=METADATA,
+            chunk_size=CHUNK_SIZE,
+            pg_count=plan.pg_count,
+            replicas=plan.replicas,
+            min_replicas=plan.min_replicas,
+            inline_limit=INLINE_LIMIT,
+            rebuild_after_s=20.0,
+        )
+        process.app = MetadataServer(process.runtime, process.open_directory(), options)
+        await process.app.run()
+
+    async def _run_node(self, process: Process) -> None:
+        name = process.host.name
+        options = ChunkServerOptions(
+            listen=f"{name}:1",
+            metadata=(METADATA,),
+            zone=f"zone-{name}",
+            advertise=None,
+            weight=1 << 30,
+            reserve_bytes=SEGMENT_SIZE,
+            segment_size=SEGMENT_SIZE,
+        )
+        process.app = ChunkServer(process.runtime, process.open_directory(), options)
+        await process.app.run()
+
+    async def _run_client(self, process: Process) -> None:
+        name = process.host.name
+        work = self.work[name]
+        async with open_filesystem(process.runtime, (METADATA,), "default", self.client_options(process)) as fs:
+            if name == "c1" and not self._prepared.is_set():
+                await prepare(fs)
+                self._prepared.set()
+            await self._prepared.wait()
+            client = Client(fs, self.history, f"{name}.{process.number}", 0, self.plan.think_s)
+            process.app = client
+            await client.learn()
+            async with trio.open_nursery() as nursery:
+                for index, steps in enumerate(work):
+                    nursery.start_soon(self._work, client, work, index, steps)
+        client.closed()
+        self.done[name].set()
+
+    def client_options(self, process: Process) -> ClientOptions:
+        return ClientOptions(
+            name=f"{process.host.name}.{process.number}",
+            write_back_bytes=512 * 1024,
+            cache_bytes=256 * 1024,
+            read_ahead_bytes=256 * 1024,
+            metadata_cache_entries=64,
+        )
+
+    async def _work(self, client: Client, work: list[int], index: int, steps: int) -> None:
+        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"))
+        while work[index] > 0:
+            work[index] -= 1
+            try:
+                await worker.run(1)
+            except Fault as fault:
+                self.fail(str(fault))
+                return
+
+    async def _run_admin(self, process: Process) -> None:
+        async with trio.open_nursery() as nursery:
+            self._pool = ChannelPool(process.runtime, nursery, lambda: Hello("cli", "admin", "0"))
+            await trio.sleep_forever()
+
+    def fail(self, fault: str) -> None:
+        if self.failure is None:
+            self.failure = fault
+            self.kernel.trace("FAIL", fault)
+
+    def kill_client(self, host: Host) -> None:
+        client = host.process.app if host.process is not None else None
+        since = self.history.tick()
+        host.kill()
+        if isinstance(client, Client):
+            client.look_at_session()
+            client.lost(since)
+
+    # --- looking ---
+
+    def busiest_primary(self) -> Host | None:
+        """From the server's own map, without a message: faults are aimed by an observer who sees everything."""
+        cluster_map = self.map_of_authority()
+        if cluster_map is None:
+            return None
+        counts: dict[int, int] = {}
+        for row in cluster_map.rows:
+            if row.primary is not None:
+                counts[row.primary.node] = counts.get(row.primary.node, 0) + 1
+        ranked = sorted(counts, key=lambda node: (-counts[node], node))
+        addresses = {node.node: node.address for node in cluster_map.nodes}
+        for node in ranked:
+            name = addresses[NodeId(node)].rpartition(":")[0]
+            return next(host for host in self.nodes if host.name == name)
+        return None
+
+    def map_of_authority(self) -> ClusterMap | None:
+        process = self.metadata.process
+        if process is None or not process.alive or process.app is None:
+            return None
+        return process.app.cluster_map
+
+    async def ask(self, address: str, message: Any) -> Any:
+        """As an administrator, until there is an answer."""
+        assert self._pool is not None
+        while True:
+            with suppress(FsError):
+                return await self._pool.to(address).call(message)
+            await trio.sleep(0.5)
+
+    # --- the run ---
+
+    async def run(self) -> None:
+        for host in (self.metadata, *self.nodes, self.admin):
+            host.boot()
+        nemesis = Nemesis(self, Random(f"nemesis {self.kernel.random.random()}"))
+        with trio.move_on_after(START_WITHIN_S) as scope:
+            while True:
+                status: StatusReply = (await self.ask(METADATA, GetStatus())).message
+                if len(status.nodes) == self.plan.nodes:
+                    break
+                await trio.sleep(0.2)
+            for host in self.clients:
+                host.boot()
+            await self._prepared.wait()
+        if scope.cancelled_caught:
+            self.fail("the cluster did not start")
+            return
+        await nemesis.run(list(self.plan.faults), self.plan.strikes, self.plan.strike_pause_s)
+        nemesis.heal()
+        with trio.move_on_after(FINISH_WITHIN_S) as scope:
+            while not all(self.done[host.name].is_set() for host in self.clients) and not self.failure:
+                for host in self.clients:
+                    if not host.up and not self.done[host.name].is_set():
+                        host.boot()
+                await trio.sleep(0.5)
+        if scope.cancelled_caught:
+            self.fail(f"liveness: clients not done {FINISH_WITHIN_S} s after all was healed: {self.work}")
+        if self.failure is None:
+            await self._verify(nemesis)
+
+    async def _verify(self, nemesis: Nemesis) -> None:
+        await self._within(QUIET_WITHIN_S, "the last reads", self._read_everything)
+        await self._within(QUIET_WITHIN_S, "quiet", self._quiet)
+        await self._within(QUIET_WITHIN_S, "comparing", lambda: self._compare_replicas(nemesis.flipped))
+        if self.plan.power_loss_at_end and self.failure is None:
+            for host in self.servers():
+                host.power_off()
+            await trio.sleep(1)
+            for host in self.servers():
+                host.boot()
+            await self._within(QUIET_WITHIN_S, "the reads after loss of power", self._read_everything)
+            await self._within(QUIET_WITHIN_S, "quiet after loss of power", self._quiet)
+        if self.failure is None:
+            self._check_history()
+
+    async def _within(self, limit_s: float, what: str, call: Callable[[], Awaitable[None]]) -> None:
+        if self.failure is None:
+            with trio.move_on_after(limit_s) as scope:
+                await call()
+            if scope.cancelled_caught:
+                self.fail(f"liveness: {what}: not done after {limit_s} s; {self._status}")
+
+    async def _quiet(self) -> None:
+        """All rows as full as they can be, all dead data removed, the tree sound."""
+        while True:
+            self._status = status = (await self.ask(METADATA, GetStatus())).message
+            if status.in_sync == status.total and not status.collecting:
+                break
+            await trio.sleep(1)
+        fsck: FsckReply = (await self.ask(METADATA, RunFsck())).message
+        if fsck.faults:
+            self.fail(f"fsck: {fsck.faults}")
+
+    async def _read_everything(self) -> None:
+        host = self.clients[0]
+        finished = trio.Event()
+
+        async def reader(process: Process) -> None:
+            async with open_filesystem(process.runtime, (METADATA,), "default", self.client_options(process)) as fs:
+                client = Client(fs, self.history, "verifier", 0, 0)
+                await client.learn()
+                try:
+                    await verify(client)
+                except Fault as fault:
+                    self.fail(str(fault))
+            finished.set()
+
+        if host.process is not None:
+            await host.process.ended.wait()
+        host._program = reader
+        host.boot()
+        await finished.wait()
+
+    def _check_history(self) -> None:
+        for (file, index), operations in sorted(self.history.regions.items()):
+            self._check_object(f"{file.decode()}[{index}]", operations, EMPTY_REGION, region_step)
+        self._check_object("tree", self.history.tree, EMPTY_TREE, tree_step)
+
+    def _check_object(self, name: str, operations: list[Operation], initial: Any, step: Callable[..., Any]) -> None:
+        try:
+            if not linearizable(operations, initial, step):
+                prefix = "\n  ".join(map(str, explain(operations, initial, step)[-30:]))
+                self.fail(f"{name} is not linearizable:\n  {prefix}")
+        except TooHard:
+            self.kernel.trace("too hard", name, len(operations))
+
+    async def _compare_replicas(self, flipped: Host | None) -> None:
+        """I4: all members of a group hold the same chunks, byte for byte."""
+        cluster_map = (await self._map()) or self.map_of_authority()
+        assert cluster_map is not None
+        addresses = {node.node: node.address for node in cluster_map.nodes}
+        for row in cluster_map.rows:
+            copies: list[tuple[str, list[ChunkSummary]]] = []
+            for member in row.in_sync:
+                address = addresses[member.node]
+                copies.append((address, await self._list_group(address, row.pg)))
+            first_address, first = copies[0]
+            for address, other in copies[1:]:
+                if first != other:
+                    self.fail(f"group {row.pg}: {first_address} has {first}, {address} has {other}")
+                    return
+            for summary in first:
+                await self._compare_copies(row.pg, summary.chunk, [address for address, _ in copies], flipped)
+
+    async def _compare_copies(self, pg: PgId, chunk: ChunkId, addresses: list[str], flipped: Host | None) -> None:
+        contents: list[tuple[str, bytes]] = []
+        for address in addresses:
+            assert self._pool is not None
+            try:
+                reply = await self._pool.to(address).call(ReadCopy(pg, chunk))
+            except FsError as error:
+                if flipped is None or not address.startswith(flipped.name + ":"):
+                    self.fail(f"{address}: copy of {chunk}: {type(error).__name__}: {error}")
+                continue
+            assert isinstance(reply.message, WholeChunk)
+            contents.append((address, bytes(reply.payload)))
+        if len({content for _, content in contents}) > 1:
+            self.fail(f"copies of {chunk} in group {pg} differ: {[address for address, _ in contents]}")
+
+    async def _list_group(self, address: str, pg: PgId) -> list[ChunkSummary]:
+        found: list[ChunkSummary] = []
+        after = ChunkId(DataId(0), 0)
+        while True:
+            page: ChunkList = (await self.ask(address, InspectGroup(pg, after, 100))).message
+            found.extend(page.chunks)
+            if page.end:
+                return found
+            after = page.chunks[-1].chunk
+
+    async def _map(self) -> ClusterMap | None:
+        reply: MapReply = (await self.ask(METADATA, GetMap())).message
+        return reply.map
+
+
+def run_seed(seed: int, plan: Plan | None = None, trace: Callable[[str], None] | None = None) -> Outcome:
+    """Run one seed; what is wrong with it, if anything, is in `fault`."""
+    kernel = Kernel(seed, trace)
+    watch = LogWatch(kernel, logging.INFO if trace else logging.WARNING)
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.handlers[:] = [watch]
+    root.setLevel(watch.level)
+    cluster: Cluster | None = None
+
+    async def main() -> None:
+        nonlocal cluster
+        async with trio.open_nursery() as nursery:
+            cluster = Cluster(kernel, plan or Plan.of(seed), nursery)
+            await cluster.run()
+            for host in [*cluster.hosts(), cluster.admin]:
+                host.kill()
+
+    fault: str | None = None
+    try:
+        kernel.run(main)
+    except Stuck as stuck:
+        fault = f"stuck: {stuck}"
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert cluster is not None
+    fault = cluster.failure or fault
+    for host in [*cluster.hosts(), cluster.admin]:
+        fault = fault or (host.errors[0] if host.errors else None)
+    fault = fault or (watch.bugs[0] if watch.bugs else None)
+    return Outcome(seed, kernel.digest(), kernel.traced, cluster.history.count, kernel.now(), fault, cluster.history)
