@@ -1,0 +1,60 @@
+"""Run a chunkserver: the bytes of one disk."""
+
+import argparse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fsd.cli.serve import SERVE_OPTIONS, Server, serve
+from fsd.core import config
+from fsd.core.config import Option
+from fsd.core.units import GIB, format_size
+
+DEFAULT_RESERVE = GIB
+
+OPTIONS: tuple[Option, ...] = (
+    Option("data", config.path, "the server's data directory, on the disk that it owns", required=True, metavar="DIR"),
+    Option(
+        "listen",
+        config.address,
+        "where to listen; port 0 takes a free one",
+        default="127.0.0.1:7401",
+        metavar="HOST:PORT",
+    ),
+    Option("metadata", config.addresses, "the metadata server", required=True, metavar="HOST:PORT[,HOST:PORT]"),
+    Option(
+        "zone",
+        config.zone,
+        "failure domain; copies of a chunk lie in different zones",
+        default="default",
+        metavar="NAME",
+    ),
+    Option("advertise", config.address, "how others reach this server, if not by --listen", metavar="HOST:PORT"),
+    Option("weight", config.size, "share of the data, in bytes (default: the disk's size)", metavar="SIZE"),
+    Option("reserve", config.size, f"disk space never used (default {format_size(DEFAULT_RESERVE)})", metavar="SIZE"),
+    *SERVE_OPTIONS,
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """None but the options."""
+
+
+def run(settings: dict[str, Any]) -> int:
+    from chunkserver.server import ChunkServer, ChunkServerOptions
+    from fsd.runtime import Runtime
+    from fsd.runtime.storage import DataDirectory
+
+    options = ChunkServerOptions(
+        listen=settings["listen"],
+        metadata=settings["metadata"],
+        zone=settings["zone"],
+        advertise=settings["advertise"],
+        weight=settings["weight"],
+        reserve_bytes=DEFAULT_RESERVE if settings["reserve"] is None else settings["reserve"],
+    )
+
+    def make(runtime: Runtime, directory: DataDirectory) -> tuple[Server, Callable[[], Awaitable[None]]]:
+        server = ChunkServer(runtime, directory, options)
+        return server, server.goodbye
+
+    return serve(settings, make)

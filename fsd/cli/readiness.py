@@ -1,0 +1,28 @@
+"""How a process that was started in the background tells its starter that it serves, or why it cannot: one JSON line.
+
+The starter gives the write end of a pipe by `--ready-fd N`. A process that ends without a word is told from its exit code.
+"""
+
+import contextlib
+import json
+import os
+
+from fsd.core.config import Option, integer
+
+READY_FD = Option("ready_fd", integer(0, 1 << 20), "", hidden=True)
+
+
+def report_ready(fd: int | None, address: str) -> None:
+    _send(fd, {"ready": address})
+
+
+def report_error(fd: int, text: str, code: int) -> None:
+    _send(fd, {"error": text, "code": code})
+
+
+def _send(fd: int | None, message: dict[str, object]) -> None:
+    if fd is None:
+        return
+    with contextlib.suppress(OSError):  # the starter has gone or was told already; nobody is left to hear it
+        os.write(fd, json.dumps(message).encode() + b"\n")
+        os.close(fd)

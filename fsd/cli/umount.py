@@ -1,0 +1,34 @@
+"""Unmount, and wait until the daemon has written everything back."""
+
+import argparse
+from typing import Any
+
+from fsd.cli import exits
+from fsd.core import config
+from fsd.core.config import Option
+from fsd.core.errors import ConfigurationError, DeadlineExceeded
+
+OPTIONS: tuple[Option, ...] = (
+    Option("lazy", config.switch, "detach even if files are open", default=False, switch=True),
+    Option("timeout_s", config.seconds, "how long to wait for the write-back", default=90.0, metavar="S"),
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+
+
+def run(settings: dict[str, Any]) -> int:
+    from fsd.cli.processes import start_time, wait_end
+    from fsd.mount import mountinfo
+
+    mountpoint = mountinfo.normalize(settings["mountpoint"])
+    mount = mountinfo.mounted_at(mountpoint)
+    if mount is None or not mount.is_fsd:
+        raise ConfigurationError(f"no fsd volume is mounted on {mountpoint}")
+    pid = mountinfo.daemon_of(mount)
+    started = None if pid is None else start_time(pid)
+    mountinfo.unmount(mountpoint, lazy=settings["lazy"])
+    if pid is not None and not wait_end(pid, started, settings["timeout_s"]):
+        raise DeadlineExceeded(f"{mountpoint} is unmounted, but process {pid} still writes back or has files open")
+    return exits.OK

@@ -1,0 +1,115 @@
+"""Taking back what the kernel caches, when a lease is recalled.
+
+Invalidation may block in the kernel while a related request is pending: a page that is being read or written is locked, a
+directory in which something is created too. The handler of that request may itself wait for the very lease that is being
+recalled. Hence:
+
+- it is done by threads, never by the event loop;
+- a recall waits for it, but no longer than `PATIENCE_S`, or `BUSY_PATIENCE_S` if one of our handlers is at work on the
+  same inode; the thread goes on waiting, and what it is blocked by will be filled by an answer that comes later, under a
+  new lease;
+- for names, the kernel's epoch is raised then (Linux 6.16): every cached name is looked up again, without any lock.
+"""
+
+import errno
+import logging
+import os
+import struct
+from collections.abc import Callable
+
+import pyfuse3
+import trio
+
+from fsd.core.ids import Ino
+
+log = logging.getLogger(__name__)
+
+THREADS = 32  # blocked ones included; when all are blocked, recalls go on after their patience
+PATIENCE_S = 1.0
+BUSY_PATIENCE_S = 0.01
+_NOTIFY_INC_EPOCH = 8  # enum fuse_notify_code
+_OUT_HEADER = struct.Struct("<IiQ")  # struct fuse_out_header: len, error (the code), unique 0
+_HARMLESS = (errno.ENOENT, errno.ENOTDIR)  # the kernel does not know it (any more)
+
+
+class Notifier:
+    """Implements fsd.client's Invalidate. `is_busy(ino)`: whether a handler that changes or reads it is at work."""
+
+    def __init__(self, is_busy: Callable[[Ino], bool]) -> None:
+        self._is_busy = is_busy
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._fd: int | None = None
+        self._epochs = True
+
+    def mounted(self) -> None:
+        """From here on there is a kernel that caches."""
+        self._fd = find_fuse_fd()
+
+    def unmounted(self) -> None:
+        self._fd = None
+
+    async def inode(self, ino: Ino, *, attributes_only: bool) -> None:
+        """Attributes, and pages unless `attributes_only`."""
+        if self._fd is None:
+            return
+        invalidate_attributes(ino)  # takes no lock
+        if attributes_only:
+            return
+        if not await self._in_thread(ino, invalidate_pages, ino):
+            log.debug("pages of inode %d are in use: invalidated when they are free", ino)
+
+    async def entry(self, parent: Ino, name: bytes) -> None:
+        """One name of a directory, be it there or absent."""
+        if self._fd is None or await self._in_thread(parent, invalidate_name, parent, name):
+            return
+        if not self._raise_epoch():
+            log.debug("directory %d is in use: %r is invalidated when it is free", parent, name)
+
+    async def _in_thread(self, ino: Ino, call: Callable[..., None], *args: object) -> bool:
+        """Whether it was done in time."""
+        with trio.move_on_after(BUSY_PATIENCE_S if self._is_busy(ino) else PATIENCE_S):
+            await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self._threads)
+            return True
+        return False
+
+    def _raise_epoch(self) -> bool:
+        """Let the kernel forget all names at once, which never blocks. Whether this kernel can."""
+        if not self._epochs or self._fd is None:
+            return False
+        try:
+            os.write(self._fd, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_INC_EPOCH, 0))
+        except OSError as error:
+            self._epochs = False
+            log.info("this kernel has no FUSE_NOTIFY_INC_EPOCH (%s): names wait for their directory", error.strerror)
+        return self._epochs
+
+
+def invalidate_attributes(ino: Ino) -> None:
+    _harmless(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True))
+
+
+def invalidate_pages(ino: Ino) -> None:
+    _harmless(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=False))
+
+
+def invalidate_name(parent: Ino, name: bytes) -> None:
+    _harmless(lambda: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)))
+
+
+def _harmless(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except OSError as error:
+        if error.errno not in _HARMLESS:
+            log.warning("invalidation failed: %s", error)
+
+
+def find_fuse_fd() -> int | None:
+    """The descriptor of our FUSE session, which pyfuse3 does not tell."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                return int(name)
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,403 @@
+"""pyfuse3's handlers: from the kernel's requests to `fsd.client.filesystem.FileSystem` and back.
+
+What the kernel may cache, and how long, is asked synchronously right before an answer leaves: no await lies between it and
+pyfuse3's reply, so an answer that raced with a recall carries time-out 0, and one that did not is invalidated after it.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyfuse3
+import trio
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
+
+from fsd.client.file import DirectoryHandle, FileHandle
+from fsd.client.filesystem import Caller, FileSystem
+from fsd.core.errors import NotFound, StaleHandle
+from fsd.core.ids import Ino
+from fsd.core.units import NAME_MAX
+from fsd.mount.attributes import absent_entry, entry_attributes
+from fsd.mount.edge import edge
+from fsd.namespace.keys import FIRST_COOKIE
+from fsd.namespace.records import Inode
+from fsd.protocol.metadata import DirectoryEntry
+
+log = logging.getLogger(__name__)
+
+CONCURRENT_ATTRIBUTES = 32
+_BLOCK = 4096  # f_bsize, f_frsize
+_REFUSED_XATTRS = (b"system.posix_acl_", b"security.")  # kept by nobody here, so that nobody trusts in them
+
+
+@dataclass(slots=True)
+class OpenDirectory:
+    """A directory handle with the entries that were read and did not fit into the last answer."""
+
+    ino: Ino
+    handle: DirectoryHandle
+    position: int = 0  # cookie of the last entry that was delivered
+    pending: list[DirectoryEntry] = field(default_factory=list[DirectoryEntry])
+
+
+class Operations(pyfuse3.Operations):
+    """One mount's handlers. `deadline_s` None waits for ever (hard)."""
+
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, deadline_s: float | None) -> None:
+        super().__init__()
+        self.deadline_s = deadline_s
+        self._attached: FileSystem | None = None
+        self._lookups: Counter[int] = Counter()
+        self._files: dict[int, FileHandle] = {}
+        self._directories: dict[int, OpenDirectory] = {}
+        self._next_handle = 1
+        self._busy: Counter[int] = Counter()
+
+    def attach(self, fs: FileSystem) -> None:
+        """Which file system these handlers serve; before the first request."""
+        self._attached = fs
+
+    @property
+    def attached(self) -> bool:
+        return self._attached is not None
+
+    @property
+    def fs(self) -> FileSystem:
+        assert self._attached is not None
+        return self._attached
+
+    def is_busy(self, ino: Ino) -> bool:
+        """Whether a handler that holds the kernel's locks of this inode is at work."""
+        return self._busy[ino] > 0
+
+    @contextmanager
+    def _at_work(self, *inos: int) -> Iterator[None]:
+        for ino in inos:
+            self._busy[ino] += 1
+        try:
+            yield
+        finally:
+            for ino in inos:
+                self._busy[ino] -= 1
+                if not self._busy[ino]:
+                    del self._busy[ino]
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    @edge
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        parent = Ino(parent_inode)
+        if name in (b".", b".."):
+            inode = await self.fs.getattr(parent)
+            return self._entry(inode if name == b"." else await self.fs.getattr(inode.parent), parent)
+        with self._at_work(parent):
+            try:
+                inode = await self.fs.lookup(parent, name)
+            except NotFound:
+                return absent_entry(self.fs.entry_ttl_s(parent))
+        return self._entry(inode, parent)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        try:
+            for ino, count in inode_list:
+                left = self._lookups[ino] - count
+                if left > 0:
+                    self._lookups[ino] = left
+                    continue
+                del self._lookups[ino]
+                self.fs.forget(Ino(ino))
+        except Exception:
+            log.exception("forget: bug")
+
+    @edge
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with self._at_work(parent_inode):
+            inode = await self.fs.mknod(_caller(ctx), Ino(parent_inode), name, mode, rdev)
+        return self._entry(inode, Ino(parent_inode))
+
+    @edge
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with self._at_work(parent_inode):
+            inode = await self.fs.mkdir(_caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode))
+        return self._entry(inode, Ino(parent_inode))
+
+    @edge
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with self._at_work(parent_inode):
+            inode = await self.fs.symlink(_caller(ctx), Ino(parent_inode), name, target)
+        return self._entry(inode, Ino(parent_inode))
+
+    @edge
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        with self._at_work(new_parent_inode, inode):
+            linked = await self.fs.link(_caller(ctx), Ino(inode), Ino(new_parent_inode), new_name)
+        return self._entry(linked, Ino(new_parent_inode))
+
+    @edge
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
+        with self._at_work(parent_inode):
+            await self.fs.unlink(_caller(ctx), Ino(parent_inode), name)
+
+    @edge
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
+        with self._at_work(parent_inode):
+            await self.fs.rmdir(_caller(ctx), Ino(parent_inode), name)
+
+    @edge
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        with self._at_work(parent_inode_old, parent_inode_new):
+            await self.fs.rename(
+                _caller(ctx), Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, int(flags)
+            )
+
+    @edge
+    async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
+        return FileNameT(await self.fs.readlink(Ino(inode)))
+
+    # --- attributes ---------------------------------------------------------------------------------------------------
+
+    @edge
+    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._attributes(await self.fs.getattr(Ino(inode)))
+
+    @edge
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        with self._at_work(inode):
+            changed = await self.fs.setattr(
+                _caller(ctx),
+                Ino(inode),
+                mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            )
+        return self._attributes(changed)
+
+    @edge
+    async def access(self, inode: InodeT, mode: ModeT, ctx: pyfuse3.RequestContext) -> bool:
+        """Not called by the kernel with `default_permissions`, which every mount has."""
+        return True
+
+    @edge
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        space = await self.fs.statfs()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = _BLOCK
+        answer.f_blocks = space.total_bytes // _BLOCK
+        answer.f_bfree = answer.f_bavail = space.free_bytes // _BLOCK
+        answer.f_files = space.total_inodes
+        answer.f_ffree = answer.f_favail = space.free_inodes
+        answer.f_namemax = NAME_MAX
+        return answer
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @edge
+    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        with self._at_work(inode):
+            handle = await self.fs.open(Ino(inode), int(flags))
+        return self._file_info(handle, Ino(inode), int(flags))
+
+    @edge
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        with self._at_work(parent_inode):
+            inode, handle = await self.fs.create(_caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode), int(flags))
+        return self._file_info(handle, inode.ino, int(flags)), self._entry(inode, Ino(parent_inode))
+
+    @edge
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        handle = self._file(fh)
+        with self._at_work(handle.ino):
+            return await self.fs.read(handle, off, size)
+
+    @edge
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        handle = self._file(fh)
+        with self._at_work(handle.ino):
+            return await self.fs.write(handle, off, buf)
+
+    @edge
+    async def flush(self, fh: FileHandleT) -> None:
+        await self.fs.flush(self._file(fh))
+
+    @edge
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self.fs.fsync(self._file(fh), data_only=bool(datasync))
+
+    @edge
+    async def release(self, fh: FileHandleT) -> None:
+        await self.fs.release(self._files.pop(fh))
+
+    # --- directories --------------------------------------------------------------------------------------------------
+
+    @edge
+    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
+        handle = await self.fs.open_directory(Ino(inode))
+        return self._remember(self._directories, OpenDirectory(Ino(inode), handle))
+
+    @edge
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._directories[fh]
+        if start_id < FIRST_COOKIE - 1 and not await self._dots(directory, start_id, token):
+            return
+        entries = await self._page(directory, max(start_id, FIRST_COOKIE - 1))
+        inodes = await self._inodes_of(entries)
+        self._deliver(directory, entries, inodes, token)
+
+    @edge
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._directories[fh]
+
+    @edge
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self.fs.fsync_directory(self._directories[fh].ino)
+
+    async def _dots(self, directory: OpenDirectory, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
+        """ "." and ".."; these are not looked up, so nothing is counted."""
+        own = await self.fs.getattr(directory.ino)
+        parent = await self.fs.getattr(own.parent)
+        for cookie, name, inode in ((1, b".", own), (2, b"..", parent)):
+            reply = entry_attributes(inode, 0, 0)
+            if start_id < cookie and not pyfuse3.readdir_reply(token, FileNameT(name), reply, cookie):
+                return False
+        return True
+
+    async def _page(self, directory: OpenDirectory, cookie: int) -> list[DirectoryEntry]:
+        """The entries after `cookie`: what is left of the last page, else the next one."""
+        if not directory.pending or directory.position != cookie:
+            directory.pending = await self.fs.read_directory(directory.handle, cookie, True)
+            directory.position = cookie
+        return directory.pending
+
+    async def _inodes_of(self, entries: list[DirectoryEntry]) -> list[Inode | None]:
+        """Attributes of all entries, from the client's cache where it has them; None for those that went away."""
+        inodes: list[Inode | None] = [None] * len(entries)
+        left = iter(enumerate(entries))
+
+        async def fetch() -> None:
+            for index, entry in left:
+                try:
+                    inodes[index] = await self.fs.getattr(entry.ino)
+                except (NotFound, StaleHandle):
+                    continue
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(CONCURRENT_ATTRIBUTES, -(-len(entries) // CONCURRENT_ATTRIBUTES))):
+                nursery.start_soon(fetch)
+        return inodes
+
+    def _deliver(
+        self,
+        directory: OpenDirectory,
+        entries: list[DirectoryEntry],
+        inodes: list[Inode | None],
+        token: pyfuse3.ReaddirToken,
+    ) -> None:
+        """As many as fit. Attributes were gathered over several awaits, so the kernel may not keep them (time-out 0)
+        unless the client still holds the lease and has the same ones."""
+        done = 0
+        for entry, inode in zip(entries, inodes, strict=True):
+            if inode is not None:
+                reply = entry_attributes(inode, self._gathered_ttl_s(inode), self.fs.entry_ttl_s(directory.ino))
+                if not pyfuse3.readdir_reply(token, FileNameT(entry.name), reply, entry.cookie):
+                    break
+                self._lookups[entry.ino] += 1
+            directory.position = entry.cookie
+            done += 1
+        directory.pending = entries[done:]
+
+    def _gathered_ttl_s(self, inode: Inode) -> float:
+        """How long attributes that were read a while ago may be kept."""
+        return self.fs.attribute_ttl_s(inode.ino) if self.fs.peek(inode.ino) == inode else 0.0
+
+    # --- extended attributes ------------------------------------------------------------------------------------------
+
+    @edge
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if name.startswith(_REFUSED_XATTRS):
+            raise pyfuse3.FUSEError(errno.ENOTSUP)
+        with self._at_work(inode):
+            await self.fs.setxattr(_caller(ctx), Ino(inode), name, value, 0)
+
+    @edge
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        if name.startswith(_REFUSED_XATTRS):  # the kernel asks for security.capability at every write
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR if name.startswith(b"security.") else errno.ENOTSUP)
+        return await self.fs.getxattr(Ino(inode), name)
+
+    @edge
+    async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
+        return [XAttrNameT(name) for name in await self.fs.listxattr(Ino(inode))]
+
+    @edge
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> None:
+        with self._at_work(inode):
+            await self.fs.removexattr(_caller(ctx), Ino(inode), name)
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), 0)
+
+    def _entry(self, inode: Inode, parent: Ino) -> pyfuse3.EntryAttributes:
+        """An answer that the kernel counts as one lookup of the inode."""
+        self._lookups[inode.ino] += 1
+        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), self.fs.entry_ttl_s(parent))
+
+    def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
+        """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""
+        return pyfuse3.FileInfo(
+            fh=self._remember(self._files, handle),
+            direct_io=bool(flags & os.O_APPEND),
+            keep_cache=self.fs.attribute_ttl_s(ino) > 0,
+        )
+
+    def _remember(self, table: "dict[int, FileHandle] | dict[int, OpenDirectory]", value: object) -> FileHandleT:
+        number = self._next_handle
+        self._next_handle += 1
+        table[number] = value  # pyright: ignore[reportArgumentType]
+        return FileHandleT(number)
+
+    def _file(self, fh: FileHandleT) -> FileHandle:
+        return self._files[fh]
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
