@@ -5,6 +5,7 @@ A second `up` on the same data starts whatever does not run.
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -101,12 +102,19 @@ def _tell(cluster: embedded.EmbeddedCluster, mountpoint: str, running: list[Proc
     _say(
         f"\n{mountpoint} is ready after {seconds:.1f} s: two copies of everything, in zones {', '.join(embedded.ZONES)}."
     )
+    fsd = _program()
     _say("Try next:")
     _say(f"  cp -r /usr/include {mountpoint}/ && du -sh {mountpoint}/include")
-    _say(f"  fsd status{flag}")
-    _say(f"  fsd info {mountpoint}/include/stdio.h")
-    _say(f"  kill -9 the pid of a chunkserver, read everything again, then: fsd up {mountpoint}{flag} --detach")
-    _say(f"  fsd down{flag}")
+    _say(f"  {fsd} status{flag}")
+    _say(f"  {fsd} info {mountpoint}/include/stdio.h")
+    _say(f"  kill -9 the pid of a chunkserver, read everything again, then: {fsd} up {mountpoint}{flag} --detach")
+    _say(f"  {fsd} down{flag}")
+
+
+def _program() -> str:
+    """How the user calls fsd: by name if it is on the path, else from the environment that it lives in."""
+    beside = os.path.join(sys.prefix, "bin", "fsd")
+    return "fsd" if shutil.which("fsd") or not os.path.exists(beside) else os.path.relpath(beside)
 
 
 def _stay(cluster: embedded.EmbeddedCluster) -> int:
