@@ -4,6 +4,7 @@ Steps name directories and inodes by number, taken modulo what there is; so ever
 both sides. The little client does with contents what the real one does: inline up to the limit, then chunks; trim first.
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -386,8 +387,11 @@ class Pair:
         self.model.uid = 0
         name = b"user." + step.name[:200]
         flags = step.number % 3
-        return lambda: self.model.execute(op.SetXattr, ino, name, step.data, flags), as_root(
-            lambda: os.setxattr(self.local.at(path), name, step.data, flags, follow_symlinks=False)
+        value = (
+            step.data + b"%d" % self.model.fresh()
+        )  # a new one each time: ext4 ignores a value that is there already
+        return lambda: self.model.execute(op.SetXattr, ino, name, value, flags), as_root(
+            lambda: os.setxattr(self.local.at(path), name, value, flags, follow_symlinks=False)
         )
 
     def removexattr(self, step: Step) -> Any:
@@ -450,8 +454,6 @@ def as_root(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def renameat2(source: bytes, target: bytes, flags: int) -> None:
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     at_cwd = -100
     if libc.renameat2(at_cwd, source, at_cwd, target, flags):
