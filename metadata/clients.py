@@ -1,0 +1,147 @@
+"""Requests about sessions: open, resume, keep alive, close, ids, leases given back."""
+
+import trio
+
+from fsd.core.errors import Busy, NotFound
+from fsd.core.ids import LayerId, SessionId
+from fsd.namespace.records import AccessMode, Volume
+from fsd.protocol.metadata import (
+    Alive,
+    AllocateIds,
+    CloseSession,
+    HeldLease,
+    IdRange,
+    KeepAlive,
+    OpenSession,
+    ReleaseLeases,
+    ResumeSession,
+    SessionOpened,
+    SessionResumed,
+)
+from fsd.rpc.connection import Peer
+from fsd.runtime import Runtime
+from fsd.wire.handshake import Done
+from metadata.authority import Audience, Authority
+from metadata.leases import InodeKey
+from metadata.live import LiveSession, Sessions
+from metadata.records import Counters, SessionRecord
+from metadata.sessions import ID_RANGE, Session, with_range
+from metadata.store import COUNTERS_KEY, Store, put, session_key
+
+SECRET_BITS = 128
+MAX_SESSIONS = 4096
+
+
+class ClientService:
+    """Every session's beginning, life and end, as its client asks for them."""
+
+    def __init__(
+        self, runtime: Runtime, store: Store, authority: Authority, audience: Audience, sessions: Sessions
+    ) -> None:
+        self._clock = runtime.clock
+        self._random = runtime.random
+        self._store = store
+        self._authority = authority
+        self._audience = audience
+        self._sessions = sessions
+
+    async def open(self, peer: Peer, request: OpenSession) -> SessionOpened:
+        volume = self._store.volume_named(request.volume)
+        if volume is None:
+            raise NotFound(f"there is no volume {request.volume}")
+        self._check_access(volume)
+        await self._authority.use_pool(volume.pool)
+        self._check_access(volume)
+        record, first = self._new_session(request, volume)
+        live = self._sessions.add(Session(record, self._clock.monotonic(), address=peer.address))
+        self._sessions.connect(live, peer)
+        self._audience.add(peer)
+        await self._store.durable()
+        return SessionOpened(
+            record.session,
+            record.secret,
+            self._sessions.table.ttl_s,
+            self._clock.time_ns(),
+            first.first_id,
+            first.id_count,
+            self._store.volume(volume.layer) or volume,
+            self._authority.map.epoch,
+        )
+
+    def _check_access(self, volume: Volume) -> None:
+        if self._store.volume(volume.layer) is None:
+            raise NotFound(f"volume {volume.name} is being deleted")
+        others = self._sessions.table.of_layer(volume.layer)
+        if volume.access is AccessMode.SINGLE and others:
+            raise Busy(f"volume {volume.name} is in use by {others[0].record.client} at {others[0].address}")
+        if len(self._sessions.table) >= MAX_SESSIONS:
+            raise Busy(f"{MAX_SESSIONS} sessions are open")
+
+    def _new_session(self, request: OpenSession, volume: Volume) -> tuple[SessionRecord, IdRange]:
+        counters = self._counters()
+        ids = IdRange(counters.next_id, ID_RANGE)
+        secret = self._random.getrandbits(SECRET_BITS).to_bytes(SECRET_BITS // 8, "big")
+        record = SessionRecord(counters.next_session, secret, request.client[:255], volume.layer, (ids,))
+        following = Counters(counters.next_id + ID_RANGE, SessionId(counters.next_session + 1), counters.next_layer)
+        self._store.apply(
+            [put("cluster", COUNTERS_KEY, following), put("session", session_key(record.session), record)]
+        )
+        return record, ids
+
+    def _counters(self) -> Counters:
+        counters = self._store.counters()
+        assert counters is not None, "the file system has been made"
+        return counters
+
+    async def resume(self, peer: Peer, request: ResumeSession) -> SessionResumed:
+        live = self._sessions.resuming(request.session, request.secret)
+        state = live.state
+        restarted = not state.resumed
+        claims = [
+            (InodeKey(state.layer, held.ino), held.mode, held.open)
+            for held in request.held
+            if self._is_claimable(state.layer, held)
+        ]
+        self._sessions.connect(live, peer)
+        self._audience.add(peer)
+        grants, let_go = self._sessions.leases.resume(
+            state.session, claims, self._clock.monotonic(), restarted=restarted
+        )
+        state.resumed = True
+        if self._sessions.settled.is_set():
+            self._sessions.reap_unused(let_go)
+        self._sessions.check_settled()
+        await self._store.durable()
+        return SessionResumed(
+            self._sessions.table.ttl_s, self._clock.time_ns(), tuple(grants), self._authority.map.epoch
+        )
+
+    def _is_claimable(self, layer: LayerId, held: HeldLease) -> bool:
+        """An inode without a name belongs to those alone who have it open: else it would never be reaped."""
+        inode = self._store.inode(layer, held.ino)
+        return inode is not None and (inode.nlink > 0 or held.open)
+
+    async def keep_alive(self, live: LiveSession, request: KeepAlive) -> Alive:
+        await trio.lowlevel.checkpoint()
+        return Alive(self._clock.time_ns(), self._authority.map.epoch)
+
+    async def close(self, live: LiveSession, request: CloseSession) -> Done:
+        """The client has flushed: nothing of it can be on its way, so no fence is needed."""
+        await self._sessions.end(live)
+        return Done()
+
+    async def allocate_ids(self, live: LiveSession, request: AllocateIds) -> IdRange:
+        counters = self._counters()
+        ids = IdRange(counters.next_id, ID_RANGE)
+        following = Counters(counters.next_id + ID_RANGE, counters.next_session, counters.next_layer)
+        live.state.record = record = with_range(live.state.record, ids)
+        self._store.apply(
+            [put("cluster", COUNTERS_KEY, following), put("session", session_key(record.session), record)]
+        )
+        await self._store.durable()
+        return ids
+
+    async def release(self, live: LiveSession, request: ReleaseLeases) -> Done:
+        """The leases were taken back when the message arrived; only what that reaped is waited for."""
+        await self._store.durable()
+        return Done()

@@ -1,0 +1,432 @@
+"""Who is a member of which placement group: the authority's rules as a pure machine (2-replication.md).
+
+Events change nodes and note evidence; `settle` then brings every row to what the rules say. The shell (metadata.authority)
+makes all changes of one round durable as one map epoch before anybody hears of them. One function for each rule.
+
+    a row:  placed ──Activate──> active ──a member dies, joins, is promoted──> epoch + 1, not active ──Activate──> active
+                                    │
+                                    └── nobody in sync is alive: waits (I5) ── one of base is back ──> it leads (R8, R9)
+
+A member is *alive* if its incarnation is its node's newest one and the node is UP. A death is *known* from the moment at
+which the node went DOWN or AWAY or its incarnation was superseded, or (for one row) its primary asked to drop it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from fsd.cluster.map import POOL_SHIFT, ClusterMap, Node, NodeState, Pool, Row, pool_of
+from fsd.cluster.placement import place, score, spread
+from fsd.core.errors import Busy, ForeignFileSystem, NotFound
+from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
+from metadata.records import MapHead, RowRecord
+
+REJOIN_AFTER_S = 10.0  # a member that its primary dropped, though its node is up, may come back no earlier
+
+
+@dataclass(slots=True)
+class Life:
+    """What this life of the authority knows of a node. Times are its own monotonic clock's."""
+
+    heard: float  # of the newest incarnation; the authority's start if not heard yet (R2: it waits the whole grace)
+    ever_heard: bool = False
+    lost_since: float = 0.0  # when it was last found not to be up
+
+
+@dataclass(slots=True)
+class Facts:
+    """The map as it will be after this round."""
+
+    nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
+    pools: dict[PoolId, Pool] = field(default_factory=dict[PoolId, Pool])
+    rows: dict[PgId, Row] = field(default_factory=dict[PgId, Row])
+    former: dict[PgId, tuple[NodeId, ...]] = field(default_factory=dict[PgId, tuple[NodeId, ...]])
+    evicted: tuple[SessionId, ...] = ()
+    oldest_session: SessionId = SessionId(1)
+    next_node: NodeId = NodeId(1)
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+def is_alive(nodes: dict[NodeId, Node], member: Member) -> bool:
+    """R1: rights belong to the newest incarnation of a node, while it is up."""
+    node = nodes.get(member.node)
+    return node is not None and node.incarnation == member.incarnation and node.state is NodeState.UP
+
+
+def is_silent(heard: float, now: float, grace_s: float) -> bool:
+    """R2: dead by silence only after the grace, which is longer than any lease that was given."""
+    return now - heard > grace_s
+
+
+def may_shrink(remaining: Sequence[Member], heard: dict[NodeId, float], death_known: float) -> bool:
+    """R8, I5: never shrink onto nobody, and never onto a corpse: all that remain were heard after the death was known."""
+    return bool(remaining) and all(heard[member.node] > death_known for member in remaining)
+
+
+def leaders_from_base(row: Row, nodes: dict[NodeId, Node]) -> tuple[Member, ...]:
+    """R8, R9: when nobody in sync is alive, any member of base that is back may lead, in its new incarnation: nothing was
+    acknowledged since base, so each of them holds everything."""
+    back: list[Member] = []
+    for member in row.base:
+        node = nodes.get(member.node)
+        if node is not None and node.state is NodeState.UP:
+            back.append(Member(node.node, Incarnation(node.incarnation)))
+    return tuple(dict.fromkeys(back))
+
+
+def is_leader(row: Row, epoch: PgEpoch, primary: Member) -> bool:
+    """Whether a request comes from the row's primary as it is now."""
+    return row.epoch == epoch and row.primary == primary
+
+
+def may_activate(row: Row, epoch: PgEpoch, primary: Member, nodes: dict[NodeId, Node]) -> bool:
+    """R7: only the primary of this very row, alive."""
+    return not row.active and is_leader(row, epoch, primary) and is_alive(nodes, primary)
+
+
+def may_promote(row: Row, epoch: PgEpoch, primary: Member, member: Member, nodes: dict[NodeId, Node]) -> bool:
+    """R10: a syncing member that holds everything, by the word of the primary that serves the row."""
+    return row.active and is_leader(row, epoch, primary) and member in row.syncing and is_alive(nodes, member)
+
+
+def may_drop(row: Row, epoch: PgEpoch, primary: Member, victim: Member) -> bool:
+    """R5: the primary may ask for any other member of its row to be dropped."""
+    return is_leader(row, epoch, primary) and victim in row.members() and victim != primary
+
+
+def lease_s_for(nodes: dict[NodeId, Node], published: ClusterMap, member: Member, lease_s: float) -> float:
+    """R2: a lease only for a node that is up in its newest incarnation, in what was decided and in what was published."""
+    shown = {node.node: node for node in published.nodes}
+    return lease_s if is_alive(nodes, member) and is_alive(shown, member) else 0.0
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+class Membership:
+    """The working state: ahead of the published map by the changes of the current round."""
+
+    def __init__(self, head: MapHead, rows: Iterable[RowRecord], *, now: float, grace_s: float, rebuild_after_s: float):
+        self.grace_s = grace_s
+        self.rebuild_after_s = rebuild_after_s
+        self.facts = Facts(
+            nodes={node.node: node for node in head.nodes},
+            pools={pool.pool: pool for pool in head.pools},
+            evicted=head.evicted,
+            oldest_session=head.oldest_session,
+            next_node=head.next_node,
+        )
+        for record in rows:
+            self.facts.rows[record.row.pg] = record.row
+            self.facts.former[record.row.pg] = record.former
+        self._lives = {node: Life(now, lost_since=now) for node in self.facts.nodes}
+        self._doomed: dict[tuple[PgId, Member], float] = {}
+        self._dropped: dict[tuple[PgId, NodeId], float] = {}
+        self._wanted_pools: dict[PoolId, None] = {}
+
+    @property
+    def nodes(self) -> dict[NodeId, Node]:
+        return self.facts.nodes
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def register(
+        self, node: NodeId, incarnation: int, address: str, zone: str, weight: int, damaged: bool, now: float
+    ) -> NodeId:
+        """A node's new incarnation, which is the death of its older one (R1). Raises Busy for an older incarnation."""
+        known = self._known(node, incarnation, address)
+        if known is None:
+            node = self.facts.next_node
+            self.facts.next_node = NodeId(node + 1)
+        else:
+            node = known.node
+            self._check_incarnation(known, incarnation)
+        newer = known is None or incarnation > known.incarnation
+        self.nodes[node] = Node(node, incarnation, address, zone, weight, NodeState.UP)
+        life = self._lives.setdefault(node, Life(now, lost_since=now))
+        life.heard, life.ever_heard = now, not newer and life.ever_heard
+        if newer or (known is not None and known.state is not NodeState.UP):
+            life.lost_since = now
+        if damaged and newer:
+            self._forget_base(node)
+        return node
+
+    def heartbeat(self, member: Member, now: float) -> bool:
+        """Note a sign of life. False if the authority does not know this incarnation as one that serves."""
+        node = self.nodes.get(member.node)
+        if node is None or node.incarnation != member.incarnation or node.state is NodeState.AWAY:
+            return False
+        life = self._lives[member.node]
+        life.heard, life.ever_heard = now, True
+        return True
+
+    def revive(self, member: Member) -> None:
+        """A node that was silent and is heard again, in the same incarnation."""
+        node = self.nodes.get(member.node)
+        if node is not None and node.incarnation == member.incarnation and node.state is NodeState.DOWN:
+            self.nodes[member.node] = replace(node, state=NodeState.UP)
+
+    def needs_revival(self, member: Member) -> bool:
+        node = self.nodes.get(member.node)
+        return node is not None and node.incarnation == member.incarnation and node.state is NodeState.DOWN
+
+    def refused(self, member: Member, now: float) -> None:
+        """The node's own kernel says that this incarnation's process is gone."""
+        self._lose(member, NodeState.DOWN, now)
+
+    def goodbye(self, member: Member, now: float) -> None:
+        """The node stops on purpose and serves nothing any more."""
+        self._lose(member, NodeState.AWAY, now)
+
+    def tick(self, now: float) -> None:
+        """Find who has been silent for too long (R2)."""
+        for node in list(self.nodes.values()):
+            if node.state is NodeState.UP and is_silent(self._lives[node.node].heard, now, self.grace_s):
+                self._lose(Member(node.node, Incarnation(node.incarnation)), NodeState.DOWN, now)
+
+    def forgive(self, gap_s: float) -> None:
+        """The authority itself slept for `gap_s`: nobody could be heard meanwhile. Waiting longer is always safe."""
+        for life in self._lives.values():
+            life.heard += gap_s if life.ever_heard else 0.0
+
+    def drop(self, pg: PgId, epoch: PgEpoch, primary: Member, victim: Member, now: float) -> None:
+        """R5: note the primary's wish; `settle` carries it out when R8 allows."""
+        row = self._row(pg)
+        if may_drop(row, epoch, primary, victim) and self.heartbeat(primary, now):
+            self._doomed.setdefault((pg, victim), now - 1e-9)  # the asking primary was heard just after
+
+    def activate(self, pg: PgId, epoch: PgEpoch, primary: Member) -> None:
+        row = self._row(pg)
+        if may_activate(row, epoch, primary, self.nodes):
+            self.facts.rows[pg] = replace(row, active=True, base=row.in_sync)
+
+    def promote(self, pg: PgId, epoch: PgEpoch, primary: Member, member: Member) -> None:
+        row = self._row(pg)
+        if may_promote(row, epoch, primary, member, self.nodes):
+            syncing = tuple(other for other in row.syncing if other != member)
+            self.facts.rows[pg] = self._next(row, (*row.in_sync, member), syncing)
+
+    def want_pool(self, pool: PoolId) -> None:
+        """A volume of this pool is used: its rows are to be placed as soon as a node is up."""
+        self._wanted_pools[pool] = None
+
+    def is_placed(self, pool: PoolId) -> bool:
+        return PgId(pool << POOL_SHIFT) in self.facts.rows
+
+    def pool_for(self, replicas: int, min_replicas: int) -> PoolId:
+        """The pool that keeps so many replicas, made if there is none."""
+        for pool in self.facts.pools.values():
+            if (pool.replicas, pool.min_replicas) == (replicas, min_replicas):
+                return pool.pool
+        number = PoolId(max(self.facts.pools, default=0) + 1)
+        self.facts.pools[number] = Pool(number, replicas, min_replicas)
+        return number
+
+    def fence(self, session: SessionId) -> None:
+        if session not in self.facts.evicted:
+            self.facts.evicted = (*self.facts.evicted, session)
+
+    def forget_fences(self, oldest: SessionId) -> None:
+        """Every session older than `oldest` is gone: one number fences them all."""
+        if oldest > self.facts.oldest_session:
+            self.facts.oldest_session = oldest
+            self.facts.evicted = tuple(session for session in self.facts.evicted if session >= oldest)
+
+    # --- bringing rows to what the rules say --------------------------------------------------------------------------
+
+    def settle(self, pg_count: int, now: float) -> None:
+        """Apply the rules to every row."""
+        self._place_wanted(pg_count)
+        for pg in list(self.facts.rows):
+            row = self.facts.rows[pg]
+            row = self._without_dead(row, now)
+            row = self._led_again(row)
+            row = self._with_joiner(row, now)
+            self.facts.rows[pg] = row
+        self._forget_evidence(now)
+
+    def _without_dead(self, row: Row, now: float) -> Row:
+        """A dead member is taken out, if the others may go on without it (I5, R8)."""
+        dead = [member for member in row.members() if self._death_known(row.pg, member) is not None]
+        if not dead:
+            return row
+        in_sync = tuple(member for member in row.in_sync if member not in dead)
+        syncing = tuple(member for member in row.syncing if member not in dead)
+        lost_in_sync = len(in_sync) < len(row.in_sync)
+        if lost_in_sync and not may_shrink(in_sync, self._heard(), self._latest_death(row.pg, dead)):
+            if not in_sync or len(syncing) == len(row.syncing):
+                return row
+            in_sync = row.in_sync  # the dead joiner may go at once
+            dead = [member for member in dead if member in row.syncing]
+        self._note_former(row.pg, dead, now)
+        return self._next(row, in_sync, syncing)
+
+    def _led_again(self, row: Row) -> Row:
+        """Nobody in sync is alive: members of base that are back take over."""
+        if any(is_alive(self.nodes, member) for member in row.in_sync):
+            return row
+        back = leaders_from_base(row, self.nodes)
+        if not back:
+            return row
+        kept = {member.node for member in back}
+        lost = [member.node for member in (*row.members(), *row.base) if member.node not in kept]
+        former = (*self.facts.former.get(row.pg, ()), *lost)
+        self.facts.former[row.pg] = tuple(n for n in dict.fromkeys(former) if n not in kept)
+        return self._next(row, back, ())
+
+    def _with_joiner(self, row: Row, now: float) -> Row:
+        """One node that belongs here joins as syncing (R10)."""
+        members = row.members()
+        wanted = self.facts.pools[pool_of(row.pg)].replicas - len(members)
+        if wanted <= 0 or row.syncing or not all(is_alive(self.nodes, member) for member in members):
+            return row
+        joiner = self._joiner(row, wanted, now)
+        if joiner is None:
+            return row
+        former = tuple(node for node in self.facts.former.get(row.pg, ()) if node != joiner.node)
+        self.facts.former[row.pg] = () if wanted == 1 else former
+        return self._next(row, row.in_sync, (Member(joiner.node, Incarnation(joiner.incarnation)),))
+
+    def _joiner(self, row: Row, wanted: int, now: float) -> Node | None:
+        """A former member that is back; else a substitute, if more places are free than missing members may want."""
+        present = {member.node for member in row.members()}
+        former = [n for n in self.facts.former.get(row.pg, ()) if n in self.nodes and n not in present]
+        back = [self.nodes[n] for n in former if self._may_join(row.pg, self.nodes[n], now)]
+        if back:
+            return max(back, key=lambda node: (score(row.pg, node), -node.node))
+        missing = [n for n in former if not self._is_given_up(row.pg, n, now)]
+        if wanted <= len(missing):
+            return None
+        members = [self.nodes[member.node] for member in row.members()]
+        able = [n for n in self.nodes.values() if n.node not in present and self._may_join(row.pg, n, now)]
+        ranked = sorted(able, key=lambda node: (-score(row.pg, node), node.node))
+        chosen = spread(members, ranked, len(members) + 1)
+        return chosen[-1] if len(chosen) > len(members) else None
+
+    def _may_join(self, pg: PgId, node: Node, now: float) -> bool:
+        dropped = self._dropped.get((pg, node.node))
+        return node.state is NodeState.UP and (dropped is None or now - dropped >= REJOIN_AFTER_S)
+
+    def _is_given_up(self, pg: PgId, node: NodeId, now: float) -> bool:
+        """A missing member keeps its place for `rebuild_after_s`."""
+        if self.nodes[node].state is NodeState.UP:
+            return (pg, node) not in self._dropped
+        return now - self._lives[node].lost_since >= self.rebuild_after_s
+
+    def _place_wanted(self, pg_count: int) -> None:
+        up = [node for node in self.nodes.values() if node.state is NodeState.UP and node.weight > 0]
+        if not up:
+            return
+        for pool in self._wanted_pools:
+            if not self.is_placed(pool) and pool in self.facts.pools:
+                for index in range(pg_count):
+                    pg = PgId(pool << POOL_SHIFT | index)
+                    self.facts.rows[pg] = first_row(pg, up, self.facts.pools[pool].replicas)
+        self._wanted_pools.clear()
+
+    def _next(self, row: Row, in_sync: tuple[Member, ...], syncing: tuple[Member, ...]) -> Row:
+        """The row's next epoch; not active until its primary has settled it (R7). Base stays."""
+        primary = row.primary
+        if primary is None or primary not in in_sync or not is_alive(self.nodes, primary):
+            primary = self._best_primary(row.pg, in_sync)
+        return Row(row.pg, PgEpoch(row.epoch + 1), primary, in_sync, syncing, row.base, False)
+
+    def _best_primary(self, pg: PgId, in_sync: tuple[Member, ...]) -> Member:
+        alive = [member for member in in_sync if is_alive(self.nodes, member)] or list(in_sync)
+        return max(alive, key=lambda member: (score(pg, self.nodes[member.node]), -member.node))
+
+    # --- evidence -----------------------------------------------------------------------------------------------------
+
+    def _death_known(self, pg: PgId, member: Member) -> float | None:
+        """Since when the member is known to be dead (for this row); None while it counts as alive."""
+        if not is_alive(self.nodes, member):
+            life = self._lives.get(member.node)
+            return 0.0 if life is None else life.lost_since
+        return self._doomed.get((pg, member))
+
+    def _latest_death(self, pg: PgId, dead: Sequence[Member]) -> float:
+        return max(self._death_known(pg, member) or 0.0 for member in dead)
+
+    def _heard(self) -> dict[NodeId, float]:
+        never = float("-inf")
+        return {node: life.heard if life.ever_heard else never for node, life in self._lives.items()}
+
+    def _note_former(self, pg: PgId, dead: Sequence[Member], now: float) -> None:
+        former = self.facts.former.get(pg, ())
+        self.facts.former[pg] = tuple(dict.fromkeys((*former, *(member.node for member in dead))))
+        for member in dead:
+            if self._doomed.pop((pg, member), None) is not None:
+                self._dropped[pg, member.node] = now
+
+    def _lose(self, member: Member, state: NodeState, now: float) -> None:
+        node = self.nodes.get(member.node)
+        if node is None or node.incarnation != member.incarnation or node.state is not NodeState.UP:
+            return
+        self.nodes[member.node] = replace(node, state=state)
+        self._lives[member.node].lost_since = now
+
+    def _forget_base(self, node: NodeId) -> None:
+        """The node's store was lost: it holds nothing of what it had promised, so it is no base member anywhere."""
+        for pg, row in self.facts.rows.items():
+            if any(member.node == node for member in row.base):
+                self.facts.rows[pg] = replace(row, base=tuple(m for m in row.base if m.node != node))
+
+    def _forget_evidence(self, now: float) -> None:
+        for pg, member in list(self._doomed):
+            if member not in self.facts.rows[pg].members():
+                del self._doomed[pg, member]
+        for key, since in list(self._dropped.items()):
+            if now - since >= REJOIN_AFTER_S:
+                del self._dropped[key]
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    def last_heard(self, node: NodeId) -> float | None:
+        """When the node was last heard in this life of the authority."""
+        life = self._lives[node]
+        return life.heard if life.ever_heard else None
+
+    def _row(self, pg: PgId) -> Row:
+        row = self.facts.rows.get(pg)
+        if row is None:
+            raise NotFound(f"there is no placement group {pg}")
+        return row
+
+    def _known(self, node: NodeId, incarnation: int, address: str) -> Node | None:
+        if node:
+            known = self.nodes.get(node)
+            if known is None:
+                raise ForeignFileSystem(f"node {node} is not known here")
+            return known
+        for other in self.nodes.values():  # the answer to its first registration was lost
+            if (other.address, other.incarnation) == (address, incarnation) and not self._lives[other.node].ever_heard:
+                return other
+        return None
+
+    @staticmethod
+    def _check_incarnation(known: Node, incarnation: int) -> None:
+        if incarnation < known.incarnation:
+            raise Busy(f"node {known.node} lives in incarnation {known.incarnation}, {incarnation} is dead")
+
+
+def first_row(pg: PgId, up: Sequence[Node], replicas: int) -> Row:
+    """A group's first row: the ideal placement over the nodes that are up."""
+    chosen = place(pg, up, replicas)
+    members = tuple(Member(node.node, Incarnation(node.incarnation)) for node in chosen)
+    return Row(pg, PgEpoch(1), members[0], members, (), members, False)
+
+
+def map_of(facts: Facts, *, epoch: MapEpoch, file_system: str, chunk_size: int, pg_count: int) -> ClusterMap:
+    """The facts as the map that everybody gets."""
+    return ClusterMap(
+        epoch,
+        file_system,
+        chunk_size,
+        pg_count,
+        tuple(facts.nodes[node] for node in sorted(facts.nodes)),
+        tuple(facts.pools[pool] for pool in sorted(facts.pools)),
+        tuple(facts.rows[pg] for pg in sorted(facts.rows)),
+        facts.evicted,
+        facts.oldest_session,
+    )

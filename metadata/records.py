@@ -1,0 +1,83 @@
+"""Records that the metadata server alone keeps (families `session` and `cluster`; keys in metadata.store)."""
+
+from dataclasses import dataclass
+
+from fsd.cluster.map import Node, Pool, Row
+from fsd.core.ids import LayerId, MapEpoch, NodeId, PoolId, SessionId
+from fsd.namespace.records import Inode
+from fsd.protocol.metadata import IdRange
+from fsd.wire.codec import wire
+
+
+@wire(160)
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session as it survives a restart. `ranges` are the last ranges of ids that it owns, oldest first."""
+
+    session: SessionId
+    secret: bytes
+    client: str
+    layer: LayerId
+    ranges: tuple[IdRange, ...]
+
+
+@wire(161)
+@dataclass(frozen=True, slots=True)
+class ResultRecord:
+    """What an operation answered (I11): the inodes it changed, or an error's number and text if `error` is not 0."""
+
+    error: int
+    text: str
+    inodes: tuple[Inode, ...]
+
+
+@wire(162)
+@dataclass(frozen=True, slots=True)
+class MapHead:
+    """The cluster map without its rows."""
+
+    epoch: MapEpoch
+    nodes: tuple[Node, ...]
+    pools: tuple[Pool, ...]
+    evicted: tuple[SessionId, ...]
+    oldest_session: SessionId
+    next_node: NodeId
+
+
+@wire(163)
+@dataclass(frozen=True, slots=True)
+class RowRecord:
+    """`former`: nodes that were members, are missing, and have a right to come back."""
+
+    row: Row
+    former: tuple[NodeId, ...]
+
+
+@wire(164)
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The next number of each kind; never goes back."""
+
+    next_id: int
+    next_session: SessionId
+    next_layer: LayerId
+
+
+@wire(165)
+@dataclass(frozen=True, slots=True)
+class FileSystemRecord:
+    """What is fixed when a file system is created."""
+
+    file_system: str
+    chunk_size: int
+    pg_count: int
+    inline_limit: int
+
+
+@wire(166)
+@dataclass(frozen=True, slots=True)
+class PurgeRecord:
+    """The tree of a deleted volume that is still to be removed."""
+
+    layer: LayerId
+    pool: PoolId

@@ -1,0 +1,138 @@
+"""What the metadata server answers: the one table from messages to methods, and who may ask what when."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from fsd.core.errors import CorruptData, DiskFailed, FsError, ProtocolError
+from fsd.protocol import cluster, metadata
+from fsd.rpc.connection import Peer
+from fsd.wire.frame import Buffer
+from metadata.authority import Audience
+from metadata.clients import ClientService
+from metadata.live import LiveSession, Sessions
+from metadata.nodes import NodeService
+from metadata.recalls import Recaller
+from metadata.status import StatusService
+from metadata.store import Store
+from metadata.tree import TreeService
+from metadata.volumes import VolumeService
+
+OfSession = Callable[[LiveSession, Any], Awaitable[Any]]
+OfPeer = Callable[[Peer, Any], Awaitable[Any]]
+OfAnybody = Callable[[Any], Awaitable[Any]]
+
+
+class MetadataService:
+    """fsd.rpc's Service. A failed store ends the server (R12): see `failed`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        sessions: Sessions,
+        recaller: Recaller,
+        audience: Audience,
+        tree: TreeService,
+        clients: ClientService,
+        nodes: NodeService,
+        volumes: VolumeService,
+        status: StatusService,
+        failed: Callable[[FsError], None],
+    ) -> None:
+        self._store = store
+        self._sessions = sessions
+        self._recaller = recaller
+        self._audience = audience
+        self._nodes = nodes
+        self._clients = clients
+        self._failed = failed
+        self._early: dict[type[Any], OfSession] = {  # answered even while others may still resume
+            metadata.KeepAlive: clients.keep_alive,
+            metadata.CloseSession: clients.close,
+        }
+        self._settled: dict[type[Any], OfSession] = {
+            metadata.Lookup: tree.lookup,
+            metadata.GetInode: tree.get_inode,
+            metadata.ReadDirectory: tree.read_directory,
+            metadata.GetXattr: tree.get_xattr,
+            metadata.ListXattrs: tree.list_xattrs,
+            metadata.Execute: tree.execute,
+            metadata.AllocateIds: clients.allocate_ids,
+            metadata.ReleaseLeases: clients.release,
+            metadata.StatVolume: status.stat_volume,
+        }
+        self._of_peer: dict[type[Any], OfPeer] = {
+            metadata.ResumeSession: clients.resume,
+            cluster.RegisterNode: nodes.register,
+            cluster.Heartbeat: nodes.heartbeat,
+            cluster.Goodbye: nodes.goodbye,
+            cluster.GetMap: nodes.get_map,
+            cluster.DropMember: nodes.drop,
+            cluster.Activate: nodes.activate,
+            cluster.Promote: nodes.promote,
+        }
+        self._of_anybody: dict[type[Any], OfAnybody] = {
+            metadata.InspectInode: status.inspect,
+            cluster.CreateVolume: volumes.create,
+            cluster.SetVolume: volumes.set,
+            cluster.DeleteVolume: volumes.delete,
+            cluster.ListVolumes: volumes.list,
+            cluster.GetStatus: status.status,
+            cluster.RunFsck: status.fsck,
+            cluster.ListData: status.list_data,
+        }
+
+    async def handle(self, peer: Peer, message: Any, payload: Buffer) -> Any:
+        """Answer one request."""
+        kind = cast(type[Any], type(message))
+        try:
+            if kind in self._settled or kind in self._early:
+                return await self._for_session(peer, message)
+            if kind in self._of_peer:
+                return await self._of_peer[kind](peer, message)
+            if kind in self._of_anybody:
+                return await self._of_anybody[kind](message)
+            if kind is metadata.OpenSession:
+                await self._sessions.settled.wait()
+                return await self._clients.open(peer, message)
+        except (DiskFailed, CorruptData) as error:
+            self._failed(error)
+            raise
+        raise ProtocolError(f"the metadata server does not answer {kind.__name__}")
+
+    async def _for_session(self, peer: Peer, message: Any) -> Any:
+        live = self._sessions.of(peer, message.session)
+        early = self._early.get(cast(type[Any], type(message)))
+        if early is not None:
+            return await early(live, message)
+        if not self._sessions.settled.is_set():
+            await self._sessions.settled.wait()
+            live = self._sessions.of(peer, message.session)
+        try:
+            answer = await self._settled[type(message)](live, message)
+        except FsError:
+            await self._before_the_answer(peer)
+            raise
+        await self._before_the_answer(peer)
+        return answer
+
+    async def _before_the_answer(self, peer: Peer) -> None:
+        """An answer, an error too, leaves when all that it could have seen is durable (I0), behind the newest map (I13)."""
+        await self._store.durable()
+        if not peer.closed.is_set():
+            await self._audience.tell_first(peer)
+
+    def arrived(self, peer: Peer, message: Any) -> None:
+        """Releases count in the order of arrival."""
+        live = peer.state
+        if not isinstance(live, LiveSession) or live.peer is not peer or live.state.evicting:
+            return
+        if isinstance(message, metadata.Recalled):
+            self._recaller.recalled(live, message)
+        elif isinstance(message, metadata.ReleaseLeases) and message.session == live.state.session:
+            self._recaller.release(live, message.releases)
+
+    def disconnected(self, peer: Peer) -> None:
+        self._audience.remove(peer)
+        self._sessions.disconnected(peer)
+        self._nodes.disconnected(peer)

@@ -1,0 +1,44 @@
+"""How much room there is: the nodes' figures against a volume's quota and copies."""
+
+from collections.abc import Mapping
+
+from fsd.cluster.map import ClusterMap, NodeState
+from fsd.core.ids import NodeId
+from fsd.namespace.records import Volume
+from fsd.protocol.cluster import NodeLoad
+from fsd.protocol.metadata import VolumeSpace
+from metadata.authority import Authority
+
+UNLIMITED_INODES = 1 << 40
+
+
+class Space:
+    """Of the whole cluster, from the last heartbeats."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def is_full(self) -> bool:
+        """Whether every node that is up says that it has no room left. Nodes that have said nothing do not count."""
+        return is_full(self._authority.map, self._authority.loads)
+
+    def of(self, volume: Volume) -> VolumeSpace:
+        return space_of(volume, self._authority.map, self._authority.loads)
+
+
+def is_full(cluster: ClusterMap, loads: Mapping[NodeId, NodeLoad]) -> bool:
+    told = [loads[node.node] for node in cluster.nodes if node.state is NodeState.UP and node.node in loads]
+    told = [load for load in told if load.total_bytes > 0]
+    return bool(told) and all(load.free_bytes <= 0 for load in told)
+
+
+def space_of(volume: Volume, cluster: ClusterMap, loads: Mapping[NodeId, NodeLoad]) -> VolumeSpace:
+    """For statfs: the smaller of the quota and the cluster's room, all copies counted."""
+    present = [loads[node.node] for node in cluster.nodes if node.node in loads]
+    total = sum(load.total_bytes for load in present) // volume.replicas
+    free = sum(max(0, load.free_bytes) for load in present) // volume.replicas
+    if volume.quota_bytes:
+        free = max(0, min(free, volume.quota_bytes - volume.used_bytes))
+        total = min(total, volume.quota_bytes)
+    inodes = volume.quota_inodes or UNLIMITED_INODES
+    return VolumeSpace(total, free, inodes, max(0, inodes - volume.used_inodes))

@@ -1,0 +1,183 @@
+"""Questions of administrators: figures, the check of the whole tree, what is stored of one inode or layer."""
+
+import itertools
+from collections.abc import Iterator
+
+import trio
+
+from fsd import __version__
+from fsd.cluster.map import ClusterMap, Node, NodeState, Row, pool_of
+from fsd.core.errors import NotFound
+from fsd.core.ids import Ino, NodeId
+from fsd.namespace import keys
+from fsd.namespace.fsck import check
+from fsd.namespace.records import NO_DATA, Dentry, Inode, Volume
+from fsd.protocol.cluster import (
+    DataPage,
+    FsckReply,
+    GetStatus,
+    ListData,
+    LiveData,
+    NodeLoad,
+    NodeStatus,
+    RunFsck,
+    SessionStatus,
+    StatusReply,
+)
+from fsd.protocol.metadata import Entry, InspectInode, StatVolume, VolumeSpace
+from fsd.runtime import Clock
+from fsd.wire.codec import decode
+from metadata.authority import Authority
+from metadata.collector import Collector
+from metadata.live import LiveSession, Sessions
+from metadata.space import Space
+from metadata.store import Store
+
+MAX_FAULTS = 1000
+MAX_PAGE = 1024
+
+
+class LayerTree:
+    """fsd.namespace.fsck.Tree over the store: everything is read in pages."""
+
+    def __init__(self, store: Store, volume: Volume) -> None:
+        self._store = store
+        self._volume = volume
+        self._start, self._end = keys.layer_range(volume.layer)
+        self.inode_count = 0
+        self.dentry_count = 0
+
+    def inodes(self) -> Iterator[Inode]:
+        for _, value in self._store.scan("inode", self._start, self._end):
+            self.inode_count += 1
+            yield decode(Inode, value)
+
+    def dentries(self) -> Iterator[tuple[Ino, bytes, Dentry]]:
+        for key, value in self._store.scan("dentry", self._start, self._end):
+            self.dentry_count += 1
+            _, parent, _, name = keys.split_dentry_key(key)
+            yield parent, name, decode(Dentry, value)
+
+    def xattrs(self) -> Iterator[tuple[Ino, bytes]]:
+        for key, _ in self._store.scan("xattr", self._start, self._end):
+            _, ino, name = keys.split_layer_ino(key)
+            yield ino, name
+
+    def orphans(self) -> Iterator[Ino]:
+        for key, _ in self._store.scan("orphan", self._start, self._end):
+            yield keys.split_layer_ino(key)[1]
+
+    def volume(self) -> Volume:
+        return self._volume
+
+
+class StatusService:
+    """Everything here reads; nothing is changed or repaired."""
+
+    def __init__(
+        self, clock: Clock, store: Store, authority: Authority, sessions: Sessions, collector: Collector, space: Space
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._authority = authority
+        self._sessions = sessions
+        self._collector = collector
+        self._space = space
+        self._started = clock.monotonic()
+
+    async def status(self, request: GetStatus) -> StatusReply:
+        await trio.lowlevel.checkpoint()
+        cluster = self._authority.map
+        in_sync, degraded, down = health(cluster)
+        return StatusReply(
+            cluster.file_system,
+            __version__,
+            cluster.epoch,
+            tuple(self._node(node) for node in cluster.nodes),
+            len(cluster.rows),
+            in_sync,
+            degraded,
+            down,
+            tuple(self._session(live) for live in self._sessions.all()),
+            tuple(self._store.volumes()),
+            self._clock.monotonic() - self._started,
+            self._collector.count(),
+        )
+
+    def _node(self, node: Node) -> NodeStatus:
+        heard = self._authority.membership.last_heard(node.node)
+        silent_s = -1.0 if heard is None else self._clock.monotonic() - heard
+        return NodeStatus(node, self._authority.loads.get(node.node, NodeLoad()), silent_s)
+
+    def _session(self, live: LiveSession) -> SessionStatus:
+        state = live.state
+        volume = self._store.volume(state.layer)
+        return SessionStatus(
+            state.session,
+            state.record.client,
+            "" if volume is None else volume.name,
+            state.address,
+            self._clock.monotonic() - state.heard,
+            self._sessions.leases.count(state.session),
+        )
+
+    async def fsck(self, request: RunFsck) -> FsckReply:
+        """All volumes, one moment of each (nothing waits while a volume is read)."""
+        faults: list[str] = []
+        inodes = dentries = used = 0
+        volumes = self._store.volumes()
+        for volume in volumes:
+            await trio.lowlevel.checkpoint()
+            now = self._store.volume(volume.layer)
+            if now is None:
+                continue
+            tree = LayerTree(self._store, now)
+            found = itertools.islice(check(tree), MAX_FAULTS - len(faults))
+            faults.extend(f"volume {now.name}: {fault}" for fault in found)
+            inodes, dentries, used = inodes + tree.inode_count, dentries + tree.dentry_count, used + now.used_bytes
+        return FsckReply(len(volumes), inodes, dentries, used, tuple(faults))
+
+    async def inspect(self, request: InspectInode) -> Entry:
+        await self._store.durable()
+        return Entry(self._store.inode(request.layer, request.ino), ())
+
+    async def list_data(self, request: ListData) -> DataPage:
+        await self._store.durable()
+        limit = max(1, min(request.limit, MAX_PAGE))
+        _, end = keys.layer_range(request.layer)
+        start = keys.inode_key(request.layer, Ino(request.after + 1))
+        page = self._store.page("inode", start, end, limit)
+        inodes = [decode(Inode, value) for _, value in page]
+        data = [live_data(inode) for inode in inodes if inode.data != NO_DATA]
+        if len(page) == limit and (not data or data[-1].ino != inodes[-1].ino):
+            data.append(live_data(inodes[-1]))  # so that the asker goes on after the last inode that was seen
+        return DataPage(tuple(data), len(page) < limit)
+
+    async def stat_volume(self, live: LiveSession, request: StatVolume) -> VolumeSpace:
+        await self._store.durable()
+        volume = self._store.volume(live.state.layer)
+        if volume is None:
+            raise NotFound("the volume is being deleted")
+        return self._space.of(volume)
+
+
+def live_data(inode: Inode) -> LiveData:
+    return LiveData(inode.ino, inode.data, inode.size, inode.trim_end)
+
+
+def health(cluster: ClusterMap) -> tuple[int, int, int]:
+    """How many rows are (in sync, degraded, down)."""
+    pools = {pool.pool: pool for pool in cluster.pools}
+    alive = {(node.node, node.incarnation) for node in cluster.nodes if node.state is NodeState.UP}
+    counts = {"in_sync": 0, "degraded": 0, "down": 0}
+    for row in cluster.rows:
+        counts[health_of(row, alive, pools[pool_of(row.pg)].replicas, len(cluster.nodes))] += 1
+    return counts["in_sync"], counts["degraded"], counts["down"]
+
+
+def health_of(row: Row, alive: set[tuple[NodeId, int]], replicas: int, nodes: int) -> str:
+    """One row: "in_sync", "degraded" or "down"."""
+    if not row.active or row.primary not in alive:
+        return "down"
+    good = sum(member in alive for member in row.in_sync)
+    return "in_sync" if good >= min(replicas, nodes) else "degraded"

@@ -1,0 +1,342 @@
+"""Requests about the tree: reading it, changing it, with leases kept coherent (I14).
+
+    admit ─> guards of the inodes concerned ─> recall what others hold ─> apply and grant in one step ─> durable ─> answer
+
+From the last recall's answer to the grant nothing waits, so nobody can come in between. The exclusive holder's own
+write-back passes by guards and recalls: somebody else may hold the guard, waiting for just that.
+"""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import trio
+
+from fsd.core.errors import (
+    InvalidArgument,
+    NoAttribute,
+    NoSpace,
+    NotADirectory,
+    PosixError,
+    StaleHandle,
+    error_from_wire,
+)
+from fsd.core.ids import Ino, LayerId, RequestNumber
+from fsd.namespace.apply import apply
+from fsd.namespace.keys import FIRST_COOKIE
+from fsd.namespace.operations import Operation, Reap
+from fsd.namespace.overlay import Overlay
+from fsd.namespace.records import Dentry, Inode
+from fsd.namespace.view import Applied, Collect, DropInode, PutInode, PutOrphan
+from fsd.protocol.metadata import (
+    DirectoryEntry,
+    DirectoryPage,
+    Entry,
+    Execute,
+    Executed,
+    GetInode,
+    GetXattr,
+    Grant,
+    LeaseMode,
+    ListXattrs,
+    Lookup,
+    ReadDirectory,
+    XattrNames,
+    XattrValue,
+)
+from fsd.runtime import Clock
+from fsd.runtime.storage import KeyChange
+from metadata.guards import Guards
+from metadata.leases import InodeKey, stronger
+from metadata.live import LiveSession, Sessions
+from metadata.recalls import Recaller
+from metadata.records import ResultRecord
+from metadata.space import Space
+from metadata.store import Store, StoreView, drop, put, result_key
+from metadata.touched import grows, is_of_the_holder, new_ids, touched
+
+MAX_PAGE = 1024  # entries of a directory in one answer
+
+
+class TreeService:
+    """All methods return what is durable, or raise an error that is as durable."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        store: Store,
+        sessions: Sessions,
+        recaller: Recaller,
+        space: Space,
+        collect: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._sessions = sessions
+        self._leases = sessions.leases
+        self._recaller = recaller
+        self._space = space
+        self._collect = collect
+        self.guards = Guards()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, live: LiveSession, request: Lookup) -> Entry:
+        view = self._view(live)
+
+        def concerned() -> tuple[Ino, ...]:
+            dentry = view.dentry(request.parent, request.name)
+            return (request.parent,) if dentry is None else (request.parent, dentry.ino)
+
+        async with self._cleared(live, LeaseMode.SHARED, concerned) as inos:
+            parent = _present(view, request.parent)
+            if not parent.is_directory:
+                raise NotADirectory(f"inode {request.parent} is no directory")
+            inode = _present(view, inos[1]) if len(inos) > 1 else None
+            grants = tuple(self._grant(live, ino, LeaseMode.SHARED) for ino in inos)
+        return Entry(inode, grants)
+
+    async def get_inode(self, live: LiveSession, request: GetInode) -> Entry:
+        view = self._view(live)
+        wanted = stronger(request.lease, LeaseMode.SHARED)
+        async with self._cleared(live, wanted, lambda: (request.ino,)):
+            inode = _present(view, request.ino)
+            grant = self._grant(live, request.ino, wanted)
+            if inode.nlink == 0:
+                self._leases.set_open(live.state.session, self._key(live, request.ino), True)
+        return Entry(inode, (grant,))
+
+    async def read_directory(self, live: LiveSession, request: ReadDirectory) -> DirectoryPage:
+        view = self._view(live)
+        async with self._cleared(live, LeaseMode.SHARED, lambda: (request.ino,)):
+            if not _present(view, request.ino).is_directory:
+                raise NotADirectory(f"inode {request.ino} is no directory")
+            rows, end = self._page(live.state.layer, request)
+            grants = [self._grant(live, request.ino, LeaseMode.SHARED)]
+            entries: list[DirectoryEntry] = []
+            for cookie, name, dentry in rows:
+                inode = self._attributes(live, view, dentry.ino, grants) if request.attributes else None
+                entries.append(DirectoryEntry(name, dentry.ino, dentry.type, cookie, inode))
+        return DirectoryPage(tuple(entries), end, tuple(grants))
+
+    def _page(self, layer: LayerId, request: ReadDirectory) -> tuple[list[tuple[int, bytes, Dentry]], bool]:
+        """Entries and whether they are the last. Names with equal cookies are never parted: the next page begins after
+        the last cookie."""
+        limit = max(1, min(request.limit, MAX_PAGE))
+        start = max(request.cookie, FIRST_COOKIE)
+        more = 1
+        while True:
+            rows = self._store.names(layer, request.ino, start, limit + more)
+            if len(rows) < limit + more:
+                return rows, True
+            cut = next((at for at in range(limit, len(rows)) if rows[at][0] != rows[at - 1][0]), None)
+            if cut is not None:
+                return rows[:cut], False
+            more *= 2
+
+    def _attributes(self, live: LiveSession, view: StoreView, ino: Ino, grants: list[Grant]) -> Inode | None:
+        """An entry's attributes with a shared lease, unless somebody may be changing them just now."""
+        key = self._key(live, ino)
+        if self.guards.is_held(key) or not self._leases.is_free(key, live.state.session, LeaseMode.SHARED):
+            return None
+        grants.append(self._grant(live, ino, LeaseMode.SHARED))
+        return without_inline(_present(view, ino))
+
+    async def get_xattr(self, live: LiveSession, request: GetXattr) -> XattrValue:
+        """Attributes change at the server alone: no lease is needed to see them as they are."""
+        view = self._view(live)
+        _present(view, request.ino)
+        value = view.xattr(request.ino, request.name)
+        if value is None:
+            raise NoAttribute(f"inode {request.ino} has no attribute {request.name!r}")
+        return XattrValue(value)
+
+    async def list_xattrs(self, live: LiveSession, request: ListXattrs) -> XattrNames:
+        view = self._view(live)
+        _present(view, request.ino)
+        return XattrNames(view.xattr_names(request.ino))
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    async def execute(self, live: LiveSession, request: Execute) -> Executed:
+        """Once for each number (I11); a number that is being worked on is waited for."""
+        state = live.state
+        state.advance(RequestNumber(min(request.floor, request.number)))
+        while True:
+            remembered = state.remembered(request.number)
+            if remembered is not None:
+                return self._repeat(live, request, remembered)
+            state.check_number(request.number)
+            twin = live.running.get(request.number)
+            if twin is None:
+                break
+            await twin.wait()
+        done = live.running[request.number] = trio.Event()
+        try:
+            return await self._execute(live, request)
+        finally:
+            del live.running[request.number]
+            done.set()
+
+    async def _execute(self, live: LiveSession, request: Execute) -> Executed:
+        try:
+            operation = self._admitted(live, request.operation)
+            if self._is_write_back(live, operation):
+                return self._carry_out(live, request, operation, ())
+            view = self._view(live)
+            async with self._cleared(live, LeaseMode.EXCLUSIVE, lambda: touched(view, operation)) as inos:
+                return self._carry_out(live, request, operation, inos)
+        except PosixError as error:
+            live.state.results[request.number] = ResultRecord(error.number, str(error), ())
+            raise
+
+    def _admitted(self, live: LiveSession, operation: Operation) -> Operation:
+        """The operation as it will be carried out. Raises InvalidArgument, NoSpace."""
+        state = live.state
+        if isinstance(operation, Reap) or operation.layer != state.layer:
+            raise InvalidArgument(f"session {state.session} may not ask for {type(operation).__name__} there")
+        for new in new_ids(operation):
+            if not state.owns(new):
+                raise InvalidArgument(f"session {state.session} does not own id {new}")
+        if grows(operation) and self._space.is_full():
+            raise NoSpace("no chunkserver has free space")
+        return not_from_the_future(operation, self._clock.time_ns())
+
+    def _is_write_back(self, live: LiveSession, operation: Operation) -> bool:
+        if not is_of_the_holder(operation):
+            return False
+        key = self._key(live, touched(self._view(live), operation)[0])
+        return self._leases.mode(key, live.state.session) is LeaseMode.EXCLUSIVE
+
+    def _carry_out(self, live: LiveSession, request: Execute, operation: Operation, inos: tuple[Ino, ...]) -> Executed:
+        """Apply, remember and grant, in one synchronous step and one batch (I10, I11)."""
+        applied, reaped = self._apply(live, operation, keep_open=request.keep_open)
+        inodes = changed_inodes(applied, reaped)
+        record = ResultRecord(0, "", inodes)
+        self._store.commit(live.state.layer, applied.changes, self._remember(live, request, record))
+        for ino in reaped:
+            self._leases.drop_inode(self._key(live, ino))
+        if any(isinstance(change, Collect) for change in applied.changes):
+            self._collect()
+        subject = applied.subject
+        present = dict.fromkeys(inos)
+        if subject is not None and inos:
+            present[subject.ino] = None
+        grants = [
+            self._grant(live, ino, request.lease if subject is not None and ino == subject.ino else LeaseMode.SHARED)
+            for ino in present
+            if self._may_cache(live, ino)
+        ]
+        return Executed(inodes, tuple(grants))
+
+    def _apply(self, live: LiveSession, operation: Operation, *, keep_open: bool) -> tuple[Applied, list[Ino]]:
+        """What the operation changes, together with the reaping of inodes that it left without name and user (the others'
+        leases were recalled and said what is open; this session says it with `keep_open`)."""
+        view = self._view(live)
+        applied = apply(view, operation)
+        orphans = [change.ino for change in applied.changes if isinstance(change, PutOrphan)]
+        reaped: list[Ino] = []
+        overlay = Overlay(view)
+        overlay.stage(applied.changes)
+        for ino in orphans:
+            if keep_open:
+                self._leases.set_open(live.state.session, self._key(live, ino), True)
+                continue
+            self._leases.surrender(live.state.session, self._key(live, ino))
+            if not self._leases.is_in_use(self._key(live, ino)):
+                overlay.stage(apply(overlay, Reap(operation.layer, operation.time_ns, 0, 0, ino)).changes)
+                reaped.append(ino)
+        return (Applied(applied.subject, overlay.changes()) if reaped else applied), reaped
+
+    def _remember(self, live: LiveSession, request: Execute, record: ResultRecord) -> list[KeyChange]:
+        state = live.state
+        state.results[request.number] = record
+        batch = [drop("session", result_key(state.session, number)) for number in state.take_forgotten()]
+        batch.append(put("session", result_key(state.session, request.number), record))
+        return batch
+
+    def _repeat(self, live: LiveSession, request: Execute, record: ResultRecord) -> Executed:
+        """The same answer as before, with the inodes as they are now and the leases that are free now."""
+        if record.error:
+            raise error_from_wire(record.error, record.text)
+        view = self._view(live)
+        grants: list[Grant] = []
+        inodes: list[Inode] = []
+        for at, then in enumerate(record.inodes):
+            now = view.inode(then.ino)
+            inodes.append(then if now is None else without_inline(now))
+            if now is not None:
+                grants.extend(self._free_grant(live, then.ino, request.lease if at == 0 else LeaseMode.SHARED))
+        return Executed(tuple(inodes), tuple(grants))
+
+    def _free_grant(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> list[Grant]:
+        key = self._key(live, ino)
+        if self.guards.is_held(key):
+            return []
+        for mode in (stronger(wanted, LeaseMode.SHARED), LeaseMode.SHARED):
+            if self._leases.is_free(key, live.state.session, mode):
+                return [self._grant(live, ino, mode)]
+        return []
+
+    # --- small things -------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _cleared(
+        self, live: LiveSession, wanted: LeaseMode, concerned: Callable[[], tuple[Ino, ...]]
+    ) -> AsyncGenerator[tuple[Ino, ...]]:
+        """Guard the inodes concerned and take from others what cannot stand beside `wanted`. Which inodes are concerned
+        is asked again after every wait."""
+        while True:
+            inos = concerned()
+            keys = [self._key(live, ino) for ino in inos]
+            async with self.guards.hold(keys):
+                if concerned() == inos:
+                    await self._recaller.clear(live.state.session, keys, wanted)
+                    live.check()
+                    if concerned() == inos:
+                        yield inos
+                        return
+
+    def _may_cache(self, live: LiveSession, ino: Ino) -> bool:
+        """Whether the inode is still there, with a name or open in this session."""
+        inode = self._view(live).inode(ino)
+        return inode is not None and (
+            inode.nlink > 0 or self._leases.has_open(live.state.session, self._key(live, ino))
+        )
+
+    def _grant(self, live: LiveSession, ino: Ino, mode: LeaseMode) -> Grant:
+        mode = stronger(mode, LeaseMode.SHARED)
+        return self._leases.grant(self._key(live, ino), live.state.session, mode, self._clock.monotonic())
+
+    def _key(self, live: LiveSession, ino: Ino) -> InodeKey:
+        return InodeKey(live.state.layer, ino)
+
+    def _view(self, live: LiveSession) -> StoreView:
+        return self._store.view(live.state.layer)
+
+
+def _present(view: StoreView, ino: Ino) -> Inode:
+    inode = view.inode(ino)
+    if inode is None:
+        raise StaleHandle(f"inode {ino} is gone")
+    return inode
+
+
+def without_inline(inode: Inode) -> Inode:
+    """The inode without a regular file's bytes (a symbolic link's target stays)."""
+    return dataclasses.replace(inode, inline=None) if inode.is_inline and inode.inline else inode
+
+
+def changed_inodes(applied: Applied, reaped: Iterable[Ino]) -> tuple[Inode, ...]:
+    """The inodes that an operation changed, as they are afterwards, the subject first."""
+    gone = {change.ino for change in applied.changes if isinstance(change, DropInode)} | set(reaped)
+    subject = applied.subject
+    first = [] if subject is None or subject.ino in gone else [subject]
+    rest = [change.inode for change in applied.changes if isinstance(change, PutInode)]
+    others = [inode for inode in rest if inode.ino not in gone and (subject is None or inode.ino != subject.ino)]
+    return tuple(without_inline(inode) for inode in (*first, *others))
+
+
+def not_from_the_future(operation: Operation, now_ns: int) -> Operation:
+    """A host whose clock is ahead does not write times from the future."""
+    return operation if operation.time_ns <= now_ns else dataclasses.replace(operation, time_ns=now_ns)

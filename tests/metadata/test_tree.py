@@ -1,0 +1,257 @@
+"""Requests about the tree: coherence between two sessions, once-only execution, orphans, quotas."""
+
+import pytest
+import trio
+
+from fsd.core.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    QuotaExceeded,
+    SessionEvicted,
+    StaleHandle,
+)
+from fsd.core.ids import Ino
+from fsd.namespace.operations import Create, Mkdir, Rename, SetAttributes, SetXattr
+from fsd.protocol import cluster as c
+from fsd.protocol import metadata as m
+from tests.metadata.cluster import FakeClient, client, running
+
+EXCLUSIVE, SHARED, NONE = m.LeaseMode.EXCLUSIVE, m.LeaseMode.SHARED, m.LeaseMode.NONE
+
+
+async def test_what_one_session_created_another_looks_up(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        entry = await two.lookup(b"file")
+        assert entry.inode.ino == ino
+        assert {grant.ino for grant in entry.grants} == {Ino(1), ino}
+        assert (await two.lookup(b"other")).inode is None
+
+
+async def test_a_change_recalls_the_readers_leases(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        await two.lookup(b"file")
+        assert two.mode(Ino(1)) is SHARED
+        await one.create(b"file")
+        assert two.mode(Ino(1)) is NONE
+        assert [item.keep for item in two.recalls] == [NONE]
+
+
+async def test_an_exclusive_holder_writes_back_before_a_reader_is_answered(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+        assert one.mode(ino) is EXCLUSIVE
+
+        async def write_back(recall):
+            await trio.sleep(0.5)
+            await one.write(ino, b"written under recall")
+
+        one.on_recall = write_back
+        entry = await two.get(ino)
+        assert entry.inode.inline == b"written under recall"
+        assert one.mode(ino) is SHARED
+        assert two.mode(ino) is SHARED
+
+
+async def test_an_exclusive_lease_takes_all_others(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        await two.get(ino)
+        await one.get(ino, EXCLUSIVE)
+        assert (one.mode(ino), two.mode(ino)) == (EXCLUSIVE, NONE)
+        await two.get(ino, EXCLUSIVE)
+        assert (one.mode(ino), two.mode(ino)) == (NONE, EXCLUSIVE)
+
+
+async def test_two_writers_of_one_directory_both_succeed(autojump_clock):
+    async with running() as server:
+        clients = [await client(server, f"client {n}") for n in range(3)]
+
+        async def work(who: FakeClient):
+            for n in range(10):
+                await who.create(f"{who.name} {n}".encode())
+
+        async with trio.open_nursery() as nursery:
+            for who in clients:
+                nursery.start_soon(work, who)
+        page = await clients[0].ask(m.ReadDirectory(clients[0].id, Ino(1), 0, 100, True))
+        assert len(page.entries) == 30
+        assert page.end
+
+
+async def test_a_directory_is_read_in_pages_and_attributes_of_changing_files_are_left_out(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        for n in range(7):
+            await one.create(b"file %d" % n)
+        busy = await one.create(b"busy", lease=EXCLUSIVE)
+        seen, cookie, end = [], 0, False
+        while not end:
+            page = await two.ask(m.ReadDirectory(two.id, Ino(1), cookie, 3, True))
+            seen.extend(page.entries)
+            end = page.end
+            cookie = page.entries[-1].cookie + 1
+        assert sorted(entry.name for entry in seen) == sorted([b"busy", *(b"file %d" % n for n in range(7))])
+        assert [entry.name for entry in seen if entry.inode is None] == [b"busy"]
+        assert one.mode(busy) is EXCLUSIVE
+
+
+async def test_a_release_that_crossed_a_grant_is_ignored(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        old = one.held[ino].serial
+        await one.get(ino, EXCLUSIVE)
+        await one.ask(m.ReleaseLeases(one.id, (m.Release(ino, old, NONE, False),)))
+        await two.get(ino)
+        assert [item.ino for item in one.recalls] == [ino]
+
+
+async def test_a_repeated_number_is_executed_once(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        operation = Create(*one.base(), Ino(1), b"file", one.new_id(), 0o644)
+        first = await one.execute(operation, number=7)
+        again = await one.execute(operation, number=7)
+        assert [inode.ino for inode in again.inodes] == [inode.ino for inode in first.inodes]
+        with pytest.raises(AlreadyExists):
+            await one.execute(operation, number=8)
+
+
+async def test_a_repeated_number_gets_its_error_again(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        with pytest.raises(NotFound):
+            await one.execute(Rename(*one.base(), Ino(1), b"a", Ino(1), b"b"), number=3)
+        await one.create(b"a")
+        with pytest.raises(NotFound):
+            await one.execute(Rename(*one.base(), Ino(1), b"a", Ino(1), b"b"), number=3)
+
+
+async def test_a_number_is_executed_once_over_a_new_connection_and_a_restart(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one", alive=False)
+        operation = Mkdir(*one.base(), Ino(1), b"directory", one.new_id(), 0o755)
+        await one.execute(operation, number=5)
+        server.network.cut("metadata:9000")
+        await one.resume()
+        await one.execute(operation, number=5)
+        await server.restart()
+        await one.resume()
+        await one.execute(operation, number=5)
+        root = (await one.get(Ino(1))).inode
+        assert (root.nlink, root.size) == (3, 1)
+
+
+async def test_a_session_may_only_use_its_own_ids_and_layer(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        with pytest.raises(InvalidArgument):
+            await one.execute(Create(*one.base(), Ino(1), b"file", Ino(10**9), 0o644))
+        with pytest.raises(InvalidArgument):
+            await one.execute(Create(9, 0, 0, 0, Ino(1), b"file", one.new_id(), 0o644))
+        more = await one.ask(m.AllocateIds(one.id))
+        await one.execute(Create(*one.base(), Ino(1), b"file", Ino(more.first_id), 0o644))
+
+
+async def test_times_from_the_future_are_the_servers(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        ino = one.new_id()
+        layer, now, _, _ = one.base()
+        await one.execute(Create(layer, now + 10**15, 0, 0, Ino(1), b"file", ino, 0o644))
+        assert (await one.get(ino)).inode.mtime_ns < now + 10**9
+
+
+async def test_an_unlinked_file_that_nobody_has_open_is_gone_at_once(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        await two.get(ino)
+        await one.unlink(b"file")
+        with pytest.raises(StaleHandle):
+            await two.get(ino)
+
+
+async def test_an_unlinked_file_lives_until_its_last_opener_says_so(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        await two.get(ino)
+        two.open.add(ino)
+        await one.unlink(b"file")
+        assert (await two.get(ino)).inode.nlink == 0
+        two.open.clear()
+        await two.ask(m.ReleaseLeases(two.id, (two.release(ino),)))
+        with pytest.raises(StaleHandle):
+            await two.get(ino)
+
+
+async def test_the_unlinker_may_keep_its_own_handles(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        ino = await one.create(b"file")
+        one.open.add(ino)
+        executed = await one.unlink(b"file", keep_open=True)
+        assert [inode.nlink for inode in executed.inodes if inode.ino == ino] == [0]
+        await one.write(ino, b"still here")
+        one.open.clear()
+        await one.ask(m.ReleaseLeases(one.id, (one.release(ino),)))
+        assert (await server.ask(m.InspectInode(one.layer, ino))).inode is None
+
+
+async def test_an_open_orphan_survives_a_restart_and_goes_with_its_session(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one", alive=False), await client(server, "two", alive=False)
+        ino = await one.create(b"file")
+        await two.get(ino)
+        two.open.add(ino)
+        await one.unlink(b"file")
+        await server.restart()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.resume)
+            nursery.start_soon(two.resume)
+        assert (await two.get(ino)).inode.nlink == 0
+        server.nursery.start_soon(one.keep_alive)
+        await trio.sleep(30)
+        assert (await server.ask(m.InspectInode(one.layer, ino))).inode is None
+        with pytest.raises(SessionEvicted):
+            await two.lookup(b"file")
+
+
+async def test_quotas_are_exact(autojump_clock):
+    async with running() as server:
+        await server.ask(c.CreateVolume("small", 1, 1, quota_bytes=100, quota_inodes=3))
+        one = await FakeClient(server, "one").connect("small")
+        ino = await one.create(b"a")
+        await one.write(ino, b"x" * 100)
+        with pytest.raises(QuotaExceeded):
+            await one.write(ino, b"x" * 101)
+        await one.create(b"b")
+        with pytest.raises(QuotaExceeded):
+            await one.create(b"c")
+        space = await one.ask(m.StatVolume(one.id))
+        assert (space.free_bytes, space.free_inodes) == (0, 0)
+
+
+async def test_extended_attributes_travel_between_sessions(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        await one.execute(SetXattr(*one.base(), ino, b"user.a", b"value"))
+        assert (await two.ask(m.GetXattr(two.id, ino, b"user.a"))).value == b"value"
+        assert (await two.ask(m.ListXattrs(two.id, ino))).names == (b"user.a",)
+
+
+async def test_attributes_set_by_the_exclusive_holder_do_not_wait(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+        executed = await one.execute(SetAttributes(*one.base(), ino, mode=0o600))
+        assert executed.inodes[0].mode & 0o7777 == 0o600
+        assert executed.grants == ()
