@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ def put(into: bytearray, offset: int, data: bytes) -> None:
 
 
 @contextmanager
-def acting_as(uid: int) -> Iterator[None]:
+def acting_as(uid: int) -> Generator[None, None, None]:
     """The caller of the local side: user and group `uid`, no other groups."""
     if uid == 0:
         yield

@@ -12,29 +12,29 @@ from fsd.namespace.records import AccessMode, DeadData, Dentry, Inode, Volume
 from fsd.wire.codec import decode, encode, number_of, registered
 
 L, T, U, G = LayerId(7), 1_700_000_000_000_000_000, 1000, 1001
-P, I, D = Ino(1), Ino(300), DataId(301)
+P, N, D = Ino(1), Ino(300), DataId(301)
 
 EXAMPLES = [
-    Inode(I, 0o100644, U, G, 1, 5, T, T + 1, T + 2, 0, DataId(0), b"bytes", 0, Ino(0), 1),
-    Dentry(I, 0o100000),
+    Inode(N, 0o100644, U, G, 1, 5, T, T + 1, T + 2, 0, DataId(0), b"bytes", 0, Ino(0), 1),
+    Dentry(N, 0o100000),
     Volume("default", L, PoolId(1), 2, 1, 1 << 40, 1000, 5, 2, AccessMode.SINGLE, 16384),
     DeadData(D, PoolId(1), 0, 1 << 30),
-    op.Create(L, T, U, G, P, b"a", I, 0o644),
-    op.Mkdir(L, T, U, G, P, b"a", I, 0o755),
-    op.Mknod(L, T, U, G, P, b"a", I, 0o020600, 0x103),
-    op.Symlink(L, T, U, G, P, b"a", I, b"target"),
-    op.Link(L, T, U, G, I, P, b"b"),
+    op.Create(L, T, U, G, P, b"a", N, 0o644),
+    op.Mkdir(L, T, U, G, P, b"a", N, 0o755),
+    op.Mknod(L, T, U, G, P, b"a", N, 0o020600, 0x103),
+    op.Symlink(L, T, U, G, P, b"a", N, b"target"),
+    op.Link(L, T, U, G, N, P, b"b"),
     op.Unlink(L, T, U, G, P, b"a"),
     op.Rmdir(L, T, U, G, P, b"a"),
     op.Rename(L, T, U, G, P, b"a", Ino(2), b"b", 2),
-    op.SetAttributes(L, T, U, G, I, 0o600, None, G, None, T),
-    op.Truncate(L, T, U, G, I, 70000, D),
-    op.WriteInline(L, T, U, G, I, b"bytes"),
-    op.CommitSize(L, T, U, G, I, 70000, T, D),
-    op.TrimDone(L, T, U, G, I, D, 70000, 4096),
-    op.SetXattr(L, T, U, G, I, b"user.a", b"\x00\xff", 1),
-    op.RemoveXattr(L, T, U, G, I, b"user.a"),
-    op.Reap(L, T, U, G, I),
+    op.SetAttributes(L, T, U, G, N, 0o600, None, G, None, T),
+    op.Truncate(L, T, U, G, N, 70000, D),
+    op.WriteInline(L, T, U, G, N, b"bytes"),
+    op.CommitSize(L, T, U, G, N, 70000, T, D),
+    op.TrimDone(L, T, U, G, N, D, 70000, 4096),
+    op.SetXattr(L, T, U, G, N, b"user.a", b"\x00\xff", 1),
+    op.RemoveXattr(L, T, U, G, N, b"user.a"),
+    op.Reap(L, T, U, G, N),
 ]
 
 PINNED: dict[str, str] = {
@@ -78,10 +78,10 @@ def test_numbers_of_the_format() -> None:
 
 
 def test_fields_that_came_later_may_be_missing() -> None:
-    old = encode(op.TrimDone(L, T, U, G, I, D, 70000))
+    old = encode(op.TrimDone(L, T, U, G, N, D, 70000))
     assert decode(op.TrimDone, old).start == 0
     with pytest.raises(ProtocolError):
-        decode(op.Truncate, encode(op.Reap(L, T, U, G, I)))
+        decode(op.Truncate, encode(op.Reap(L, T, U, G, N)))
 
 
 def test_records_are_frozen() -> None:
@@ -90,9 +90,9 @@ def test_records_are_frozen() -> None:
 
 
 def test_keys_are_pinned_and_in_order() -> None:
-    assert keys.inode_key(L, I).hex() == "00000007000000000000012c"
+    assert keys.inode_key(L, N).hex() == "00000007000000000000012c"
     assert keys.dentry_key(L, P, b"name").hex() == "000000070000000000000001" + "2be049c21549b76d" + b"name".hex()
-    assert keys.xattr_key(L, I, b"user.a") == keys.inode_key(L, I) + b"user.a"
+    assert keys.xattr_key(L, N, b"user.a") == keys.inode_key(L, N) + b"user.a"
     assert keys.volume_key(L).hex() == "00000007"
     assert keys.collect_key(D, 4096).hex() == "000000000000012d0000000000001000"
     assert keys.split_dentry_key(keys.dentry_key(L, P, b"name")) == (L, P, keys.cookie_of(b"name"), b"name")

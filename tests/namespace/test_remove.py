@@ -116,3 +116,15 @@ def test_over_the_quota_one_may_still_remove() -> None:
     tree.file(b"a", b"bytes")
     tree.do(op.Unlink, ROOT_INO, b"a")
     tree.close()
+
+
+def test_a_reaped_overlay_hides_its_attributes(tree: Tree) -> None:
+    ino = tree.file(b"a")
+    tree.do(op.SetXattr, ino, b"user.a", b"1")
+    overlay = Overlay(tree.view)
+    overlay.stage(apply(overlay, op.Unlink(LAYER, 9, 0, 0, ROOT_INO, b"a")).changes)
+    assert overlay.is_orphan(ino)
+    overlay.stage(apply(overlay, op.Reap(LAYER, 9, 0, 0, ino)).changes)
+    assert overlay.xattr(ino, b"user.a") is None
+    assert overlay.xattr_names(ino) == ()
+    assert not overlay.is_orphan(ino)
