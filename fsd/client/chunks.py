@@ -1,0 +1,135 @@
+"""Chunk requests of a client: to the primary, with a fresh map, the same number, until a definite answer (R11).
+
+A request number belongs to one change of one chunk; it stays the same however often the request is sent, so a change that
+was applied before its answer was lost is not applied again. Checksums are made here before the bytes leave and verified
+here when they arrive (I8).
+"""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from fsd.client.maps import MapCache
+from fsd.client.session import Session
+from fsd.core.checksum import block_checksums
+from fsd.core.errors import BadChecksum, CorruptData, FsError, Retry, SessionEvicted, SessionUnknown
+from fsd.core.ids import ChunkId, DataId, RequestNumber, SessionId
+from fsd.protocol.chunk import ChunkData, ReadChunk, TruncateChunk, Where, WriteChunk
+from fsd.rpc.client import ChannelPool
+from fsd.rpc.connection import Reply
+from fsd.rpc.retry import pause_s
+from fsd.runtime import Runtime
+from fsd.wire.frame import Buffer
+
+log = logging.getLogger(__name__)
+
+ATTEMPT_S = 5.0  # then the same request is sent again: its answer may be lost with a silent host
+CORRUPT_ATTEMPTS = 4
+REFRESH_S = 1.0
+MAX_REQUESTS = 32
+
+MakeRequest = Callable[[Where], object]
+
+
+class Chunks:
+    """All chunk traffic of one client."""
+
+    def __init__(
+        self, runtime: Runtime, session: Session, maps: MapCache, channels: ChannelPool, counts: Counter[str]
+    ) -> None:
+        self._runtime = runtime
+        self._session = session
+        self._maps = maps
+        self._channels = channels
+        self._counts = counts
+        self._numbers = itertools.count(1)
+        self._room = trio.CapacityLimiter(MAX_REQUESTS)
+
+    async def read(self, data: DataId, index: int, offset: int, length: int) -> memoryview:
+        """[offset, offset + length) of a chunk, shorter where the chunk ends; `offset` is a multiple of BLOCK_SIZE.
+
+        Raises CorruptData, SessionEvicted."""
+        chunk = ChunkId(data, index)
+        self._counts["ReadChunk"] += 1
+        for attempt in itertools.count(1):
+            reply = await self._until_answered(
+                chunk, lambda where: ReadChunk(where, self._session.id, chunk, offset, length), b""
+            )
+            answer: ChunkData = reply.message
+            if self.verify(answer, reply.payload):
+                return memoryview(reply.payload)[:length]
+            log.warning("chunk %d/%d arrived damaged, asking again", data, index)
+            if attempt >= CORRUPT_ATTEMPTS:
+                break
+        raise CorruptData(f"chunk {data}/{index} fails its checksums")
+
+    def verify(self, answer: ChunkData, payload: Buffer) -> bool:
+        """Whether the bytes are those that the server stored."""
+        return answer.checksums == block_checksums(payload)
+
+    async def write(self, session: SessionId, chunk: ChunkId, offset: int, data: Buffer) -> None:
+        """Durable on return. Raises NoSpace, SessionEvicted."""
+        number = RequestNumber(next(self._numbers))
+        checksums = block_checksums(data, offset)
+        self._counts["WriteChunk"] += 1
+        await self._change(
+            session, chunk, lambda where: WriteChunk(where, session, number, chunk, offset, checksums), data
+        )
+
+    async def truncate(self, session: SessionId, chunk: ChunkId, length: int) -> None:
+        """Durable on return. Raises SessionEvicted."""
+        number = RequestNumber(next(self._numbers))
+        self._counts["TruncateChunk"] += 1
+        await self._change(session, chunk, lambda where: TruncateChunk(where, session, number, chunk, length), b"")
+
+    async def _change(self, session: SessionId, chunk: ChunkId, make: MakeRequest, data: Buffer) -> None:
+        await self._until_answered(chunk, make, data, session)
+
+    async def _until_answered(
+        self, chunk: ChunkId, make: MakeRequest, data: Buffer, session: SessionId | None = None
+    ) -> Reply:
+        corrupt = 0
+        for attempt in itertools.count():
+            if session is not None and session != self._session.id:
+                raise SessionEvicted(
+                    f"session {session} was evicted before chunk {chunk.data}/{chunk.index} was written"
+                )
+            try:
+                reply = await self._attempt(chunk, make, data)
+                if reply is not None:
+                    return reply
+            except (SessionEvicted, SessionUnknown):
+                self._session.suspect()
+            except FsError as error:
+                corrupt += isinstance(error, CorruptData | BadChecksum)
+                if corrupt >= CORRUPT_ATTEMPTS:
+                    raise
+                if error.retry is Retry.NEVER and not isinstance(error, CorruptData):
+                    raise
+                log.debug("chunk %d/%d: %s", chunk.data, chunk.index, error)
+            self._counts["chunk retries"] += 1
+            if attempt in (10, 100, 1000):
+                log.warning("still waiting for a server of chunk %d/%d", chunk.data, chunk.index)
+            await self._maps.refresh_for(REFRESH_S)
+            await trio.sleep(pause_s(attempt, self._runtime.random, 0.02, 0.5))
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, chunk: ChunkId, make: MakeRequest, data: Buffer) -> Reply | None:
+        """One request to the primary of the newest map; None if nobody leads, or it was broken off."""
+        if self._maps.epoch == 0:
+            await self._maps.refresh()
+        volume = self._session.volume
+        assert volume is not None
+        pg = self._maps.pg(volume.pool, chunk)
+        leader = self._maps.leader(pg)
+        if leader is None:
+            return None
+        row, address = leader
+        async with self._room:
+            with self._maps.attempt(row, ATTEMPT_S):
+                where = Where(pg, row.epoch, self._maps.fence())
+                return await self._channels.to(address).call(make(where), data)
+        return None

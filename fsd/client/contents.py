@@ -1,0 +1,548 @@
+"""The bytes of files: loading, reading, writing, truncating, and writing back.
+
+A write is taken into memory under an exclusive lease and answered. It goes to the servers when it is old enough, when there
+is too much of it, at fsync, or when the lease is recalled: bytes first, to all chunks at once and in order within each
+chunk; when all are durable, one operation commits size and time (I17). Writers wait when the budget is used up.
+
+    where the bytes go:  up to the volume's inline limit: WriteInline
+                         else chunks; an inline file moves out under a new data id, in the same commit
+
+What lies behind the committed size in the chunks may be garbage (a cut, or bytes whose commit never came). Whoever makes
+the file longer clears what it does not overwrite: `clear_behind`.
+"""
+
+import dataclasses
+import logging
+import os
+
+import trio
+
+from fsd.client.blocks import BlockReader
+from fsd.client.chunks import Chunks
+from fsd.client.core import Core
+from fsd.client.file import Content, File, FileHandle, content_of
+from fsd.client.options import Caller
+from fsd.client.session import SessionReplaced
+from fsd.client.writeback import DirtyMap
+from fsd.core.errors import FileTooLarge, FsError, InvalidArgument, SessionEvicted, StaleHandle, WriteLost
+from fsd.core.ids import ChunkId, DataId, Ino, SessionId
+from fsd.core.units import BLOCK_SIZE, MAX_FILE_SIZE, MIB
+from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
+from fsd.namespace.records import NO_DATA, Inode
+from fsd.protocol.metadata import Executed, LeaseMode
+from fsd.rpc.connection import only_error
+
+log = logging.getLogger(__name__)
+
+TAKE_BYTES = 32 * MIB  # of one file in one flush, so that commits keep coming while a large file is written
+MAX_FLUSHES = 16
+MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
+RETRY_S = 1.0
+
+
+class Contents:
+    """See the module."""
+
+    def __init__(self, core: Core, chunks: Chunks) -> None:
+        self._core = core
+        self._chunks = chunks
+        self._blocks = BlockReader(core, chunks)
+        self.dirty_bytes = 0
+        self._dirty: dict[Ino, File] = {}
+        self._some_dirty = trio.Event()
+        self._pressure = trio.Event()
+        self._drained = trio.Event()
+        self._flushes = trio.CapacityLimiter(MAX_FLUSHES)
+
+    # --- knowing a file -----------------------------------------------------------------------------------------------
+
+    def file(self, ino: Ino) -> File:
+        """The state of an inode's bytes, made if there is none."""
+        file = self._core.files.get(ino)
+        if file is None:
+            file = self._core.files[ino] = File(ino, self._core.chunk_size)
+        return file
+
+    def holds(self, file: File, mode: LeaseMode) -> bool:
+        """Whether this client may act on the bytes now."""
+        return file.content is not None and self._core.leases.usable(file.ino, mode)
+
+    async def acquire(self, file: File, mode: LeaseMode) -> None:
+        """Get the lease and learn where the bytes are. Both may be gone again when the caller runs: check `holds`."""
+        while not self.holds(file, mode):
+            async with file.load_lock:
+                await self._core.session.valid()
+                if self.holds(file, mode):
+                    return
+                if not (self._core.leases.usable(file.ino, mode) and self._load_from_tree(file)):
+                    await self._core.fetch_inode(file.ino, mode, load=file)
+                    self._load_from_tree(file)
+
+    def _load_from_tree(self, file: File) -> bool:
+        if file.content is not None:
+            return True
+        inode = self._core.tree.inode(file.ino)
+        content = content_of(inode) if inode is not None else None
+        if content is None or self._core.leases.since(file.ino) == 0 or self._core.overlaps.is_changing(file.ino):
+            return False
+        file.load(content)
+        return True
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def read(self, handle: FileHandle, offset: int, length: int) -> bytes:
+        """Up to `length` bytes, fewer at the end of the file."""
+        file = handle.file
+        if offset < 0 or length < 0:
+            raise InvalidArgument(f"read of {length} bytes at {offset}")
+        while True:
+            await self.acquire(file, LeaseMode.SHARED)
+            with self._core.leases.use(file.ino) as lease:
+                if not self.holds(file, LeaseMode.SHARED):
+                    continue
+                generation = lease.generation
+                self._read_ahead(handle, offset, length)
+                data = await self._read_held(file, offset, length)
+                if data is not None and lease.generation == generation:
+                    self._core.leases.touch(file.ino)
+                    return data
+
+    def _read_ahead(self, handle: FileHandle, offset: int, length: int) -> None:
+        file = handle.file
+        assert file.content is not None
+        if file.content.is_inline or not self._core.options.read_ahead_bytes:
+            return
+        wanted = handle.read_ahead.observe(offset, length, min(file.size, file.content.size))
+        if wanted is not None:
+            self._blocks.prefetch(file, *wanted)
+
+    async def _read_held(self, file: File, offset: int, length: int) -> bytes | None:
+        """None: the bytes have moved meanwhile, start over."""
+        content = file.content
+        assert content is not None
+        end = min(file.size, offset + length)
+        if offset >= end:
+            return b""
+        if content.is_inline:
+            buffer = bytearray(end - offset)
+            base = content.inline[offset:end]
+            buffer[: len(base)] = base
+            self._overlay(file, offset, buffer)
+            return bytes(buffer)
+        if not file.unwritten:
+            data = await self._blocks.read(file, content, offset, end)
+            if file.content is not content:
+                return None
+            if not file.unwritten:
+                return bytes(data)
+        return await self._read_mixed(file, content, offset, end)
+
+    async def _read_mixed(self, file: File, content: Content, offset: int, end: int) -> bytes | None:
+        """Servers' bytes below, dirty ones on top: those of now, and those that were dirty when the servers were asked."""
+        flushing, dirty = file.flushing.copy(offset, end), file.dirty.copy(offset, end)
+        if dirty.covers(offset, end):
+            data = bytearray(end - offset)
+        else:
+            data = await self._blocks.read(file, content, offset, end)
+            if file.content is None or file.content.data != content.data:
+                return None
+        flushing.overlay(offset, data)
+        dirty.overlay(offset, data)
+        self._overlay(file, offset, data)
+        return bytes(data[: max(0, file.size - offset)])
+
+    def _overlay(self, file: File, offset: int, buffer: bytearray) -> None:
+        file.flushing.overlay(offset, buffer)
+        file.dirty.overlay(offset, buffer)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    async def write(self, handle: FileHandle, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Take the bytes; O_APPEND handles write at the end, wherever that is when the lease is here."""
+        file = handle.file
+        if offset < 0:
+            raise InvalidArgument(f"write at {offset}")
+        if not len(data):
+            return 0
+        await self._wait_for_room(file)
+        while not self.holds(file, LeaseMode.EXCLUSIVE):
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+        at = file.size if handle.flags & os.O_APPEND else offset
+        if at + len(data) > MAX_FILE_SIZE:
+            raise FileTooLarge(f"write of {len(data)} bytes at {at}: a file has at most {MAX_FILE_SIZE}")
+        file.write(at, data, self._core.session.now_ns(), self._core.runtime.clock.monotonic())
+        self.account(file)
+        if handle.flags & (os.O_SYNC | os.O_DSYNC):
+            await self.write_back(file)
+        return len(data)
+
+    async def _wait_for_room(self, file: File) -> None:
+        """Back-pressure: a writer waits until less than the budget is dirty; told if its file cannot be written back."""
+        errors = file.error_count
+        while self.dirty_bytes >= self._core.options.write_back_bytes:
+            self._core.counts["writers waiting"] += 1
+            self._pressure.set()
+            await self._drained.wait()
+            if file.error_count != errors and file.error is not None:
+                raise file.error
+
+    def account(self, file: File) -> None:
+        """The number of dirty bytes of a file may have changed."""
+        now = file.unwritten_bytes
+        self.dirty_bytes += now - file.accounted_bytes
+        file.accounted_bytes = now
+        if file.unwritten:
+            self._dirty[file.ino] = file
+            self._some_dirty.set()
+            if self.dirty_bytes >= self._core.options.write_back_bytes // 2:
+                self._pressure.set()
+        elif self._dirty.get(file.ino) is file:
+            del self._dirty[file.ino]
+        self._drain()
+
+    def _drain(self) -> None:
+        """Whoever waits for room looks again."""
+        event, self._drained = self._drained, trio.Event()
+        event.set()
+
+    # --- writing back -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write back what is old enough, and the oldest when there is too much."""
+        age_s = self._core.options.write_back_age_s
+        async with trio.open_nursery() as nursery:
+            busy: set[Ino] = set()
+            while True:
+                await self._some_dirty.wait()
+                with trio.move_on_after(age_s / 4):
+                    await self._pressure.wait()
+                under_pressure = self._pressure.is_set()
+                self._pressure = trio.Event()
+                now = self._core.runtime.clock.monotonic()
+                for ino, file in list(self._dirty.items()):
+                    due = under_pressure or now - file.dirty_since >= age_s
+                    if due and ino not in busy and now >= file.retry_at and len(busy) < MAX_FLUSHES * 4:
+                        busy.add(ino)
+                        nursery.start_soon(self._flush_in_background, file, busy)
+                if not self._dirty:
+                    self._some_dirty = trio.Event()
+                elif under_pressure:
+                    await trio.sleep(0.001)
+
+    async def _flush_in_background(self, file: File, busy: set[Ino]) -> None:
+        try:
+            async with self._flushes:
+                await self.write_back(file, once=True)
+        except FsError as error:
+            log.warning("inode %d was not written back, will try again: %s", file.ino, error)
+            file.retry_at = self._core.runtime.clock.monotonic() + RETRY_S
+        finally:
+            busy.discard(file.ino)
+            self._core.forget_file(file)
+            self._drain()
+
+    async def write_back(self, file: File, *, once: bool = False) -> None:
+        """Everything written so far is durable on return (`once`: one flush of it). Raises why not; what was not written
+        stays dirty, and the error is noted for every handle."""
+        while True:
+            async with file.flush_lock:
+                if not file.unwritten:
+                    return
+                await self._flush(file)
+            if once:
+                return
+
+    async def write_back_for_recall(self, file: File) -> None:
+        """As `write_back`, but what the servers refuse for good is lost: somebody else is waiting."""
+        while True:
+            try:
+                await self.write_back(file)
+                return
+            except FsError as error:
+                if self._core.leases.get(file.ino).mode is not LeaseMode.EXCLUSIVE:
+                    return  # lost already, and said so
+                lost = file.unwritten_bytes
+                async with file.flush_lock:
+                    file.discard()
+                    file.unload()
+                self.account(file)
+                self._core.counts["lost bytes"] += lost
+                log.error("%d bytes written to inode %d are lost: %s", lost, file.ino, error)
+                return
+
+    async def sync(self) -> None:
+        """Everything of every file. Raises the first error after all were tried."""
+        first: FsError | None = None
+        for file in list(self._dirty.values()):
+            try:
+                await self.write_back(file)
+            except FsError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    async def _flush(self, file: File) -> None:
+        """One round: take, write, commit. The flush lock is held."""
+        session = self._core.session.id
+        losses = file.losses
+        file.flushing = file.dirty.take(TAKE_BYTES)
+        file.touched = bool(file.dirty)
+        file.dirty_since = self._core.runtime.clock.monotonic()
+        size = min(file.size, file.dirty.start) if file.dirty else file.size
+        mtime_ns = file.mtime_ns or self._core.session.now_ns()
+        try:
+            content = await self._store(file, size, mtime_ns, session)
+        except BaseException as error:
+            if file.losses == losses:
+                self.give_back(file)
+            self.account(file)
+            if isinstance(error, SessionReplaced):
+                raise SessionEvicted(f"session {session} was evicted while inode {file.ino} was written back") from None
+            if isinstance(error, FsError) and file.losses == losses:
+                file.fail(error)
+                self._drain()
+            raise
+        if file.losses != losses:
+            raise WriteLost(f"writes to inode {file.ino} are lost: its session is gone")
+        self.flushed(file, content)
+
+    def give_back(self, file: File) -> None:
+        """The flush failed: its bytes are dirty again, below what was written since."""
+        file.dirty.put_below(file.flushing)
+        file.flushing = DirtyMap(self._core.chunk_size)
+        file.touched = True
+
+    def flushed(self, file: File, content: Content) -> None:
+        """The servers have it: what was on its way is part of the content now."""
+        before = file.content
+        flushing, file.flushing = file.flushing, DirtyMap(self._core.chunk_size)
+        file.content = content
+        file.changes += 1
+        if not file.unwritten:
+            file.mtime_ns = None
+        if before is not None and before.data == content.data and not content.is_inline:
+            self._blocks.patch(file, flushing)
+        else:
+            self._core.blocks.drop(file.ino)
+        self.account(file)
+
+    async def _store(self, file: File, size: int, mtime_ns: int, session: SessionId) -> Content:
+        content = file.content
+        if content is None:
+            raise WriteLost(f"the lease on inode {file.ino} is gone with its unwritten bytes")
+        size = max(size, content.size)
+        if content.is_inline and size <= self._core.volume.inline_limit:
+            return await self._store_inline(file, content, size, mtime_ns, session)
+        return await self._store_chunks(file, content, size, mtime_ns, session)
+
+    async def _store_inline(
+        self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
+    ) -> Content:
+        contents = bytearray(content.inline.ljust(size, b"\0"))
+        file.flushing.overlay(0, contents)
+        data = bytes(contents)
+        await self._commit(file, WriteInline(self._core.volume.layer, mtime_ns, 0, 0, file.ino, data), session)
+        self._fix_cached_inline(file.ino, data)
+        return Content(NO_DATA, data, len(data), 0)
+
+    def _fix_cached_inline(self, ino: Ino, data: bytes) -> None:
+        """Answers leave inline bytes out; these are what they left out."""
+        inode = self._core.tree.inode(ino)
+        if inode is not None and inode.is_inline and inode.size == len(data):
+            self._core.tree.put_inode(dataclasses.replace(inode, inline=data))
+
+    async def _store_chunks(
+        self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
+    ) -> Content:
+        if content.is_inline:
+            data = DataId(await self._core.session.new_id())
+            pieces = DirtyMap(self._core.chunk_size)
+            pieces.write(0, content.inline)
+            for extent in file.flushing.all_extents():
+                pieces.write(extent.file_offset, extent.data)
+        else:
+            data, pieces = content.data, file.flushing
+            content = await self.clear_behind(file, content, size, pieces, session)
+        await self._write_chunks(data, pieces, session)
+        await self.commit_size(file, content, size, mtime_ns, data, session)
+        return Content(data, b"", size, content.trim_end if content.trim_end > size else 0)
+
+    async def commit_size(
+        self, file: File, content: Content, size: int, mtime_ns: int, data: DataId, session: SessionId
+    ) -> None:
+        """I17: only now, when all bytes below `size` are durable."""
+        cached = self._core.tree.inode(file.ino)
+        time_ns = max(mtime_ns, cached.ctime_ns if cached is not None else 0)
+        new_data = data if content.is_inline else NO_DATA
+        layer = self._core.volume.layer
+        await self._commit(file, CommitSize(layer, time_ns, 0, 0, file.ino, size, mtime_ns, new_data), session)
+
+    async def _commit(
+        self, file: File, operation: WriteInline | CommitSize | TrimDone | Truncate | SetAttributes, session: SessionId
+    ) -> Executed:
+        return await self._core.change([file.ino], operation, urgent=True, session=session)
+
+    async def _write_chunks(self, data: DataId, pieces: DirtyMap, session: SessionId) -> None:
+        """All chunks at once; the first error ends the others."""
+        errors: list[FsError] = []
+        async with trio.open_nursery() as nursery:
+            for chunk in pieces.chunks():
+                nursery.start_soon(self._write_chunk, ChunkId(data, chunk), pieces, session, errors, nursery)
+        if errors:
+            raise errors[0]
+
+    async def _write_chunk(
+        self, chunk: ChunkId, pieces: DirtyMap, session: SessionId, errors: list[FsError], nursery: trio.Nursery
+    ) -> None:
+        """One request in flight for a chunk, in the order of offsets."""
+        base = chunk.index * self._core.chunk_size
+        try:
+            for extent in pieces.extents(chunk.index):
+                await self._chunks.write(session, chunk, extent.file_offset - base, memoryview(extent.data))
+        except FsError as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    async def clear_behind(
+        self, file: File, content: Content, size: int, pieces: DirtyMap, session: SessionId
+    ) -> Content:
+        """Before a file in chunks grows to `size`: no garbage may show between its old end and `size`, except where
+        `pieces` are about to be written over it."""
+        if size <= content.size:
+            return content
+        chunk_size = self._core.chunk_size
+        first = content.size // chunk_size
+        trimmed = -(-content.trim_end // chunk_size)
+        stop = max(trimmed, min(-(-size // chunk_size), first + MAX_GAP_CHUNKS))
+        gaps = [
+            chunk
+            for chunk in [*range(first, stop), *(chunk for chunk in pieces.chunks() if chunk >= stop)]
+            if chunk < trimmed
+            or not pieces.covers(max(content.size, chunk * chunk_size), min(size, (chunk + 1) * chunk_size))
+        ]
+        await self._clear_chunks(content, gaps, session)
+        if content.trim_end > content.size:
+            done = TrimDone(
+                self._core.volume.layer,
+                self._core.session.now_ns(),
+                0,
+                0,
+                file.ino,
+                content.data,
+                content.trim_end,
+                content.size,
+            )
+            await self._commit(file, done, session)
+            content = dataclasses.replace(content, trim_end=0)
+            file.content = content
+        return content
+
+    async def _clear_chunks(self, content: Content, gaps: list[int], session: SessionId) -> None:
+        errors: list[FsError] = []
+
+        async def clear(chunk: int) -> None:
+            length = max(0, content.size - chunk * self._core.chunk_size)
+            try:
+                await self._chunks.truncate(session, ChunkId(content.data, chunk), length)
+            except FsError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for chunk in gaps:
+                nursery.start_soon(clear, chunk)
+        if errors:
+            raise errors[0]
+
+    # --- size and attributes ------------------------------------------------------------------------------------------
+
+    async def truncate(self, caller: Caller, file: File, size: int) -> None:
+        """Set the size, durably."""
+        if size < 0:
+            raise InvalidArgument(f"a size of {size}")
+        if size > MAX_FILE_SIZE:
+            raise FileTooLarge(f"a size of {size}: a file has at most {MAX_FILE_SIZE}")
+        while True:
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+            async with file.flush_lock:
+                if self.holds(file, LeaseMode.EXCLUSIVE):
+                    try:
+                        await self._truncate(caller, file, size)
+                        return
+                    except SessionReplaced:
+                        continue
+
+    async def _truncate(self, caller: Caller, file: File, size: int) -> None:
+        session = self._core.session.id
+        file.dirty.cut(size)
+        file.size = min(file.size, size)
+        if size == 0:
+            file.touched = False
+        self.account(file)
+        while file.unwritten:
+            await self._flush(file)
+        content = file.content
+        if content is None:
+            raise WriteLost(f"the lease on inode {file.ino} is gone")
+        new_data = NO_DATA
+        if content.is_inline and size > self._core.volume.inline_limit:
+            if content.size:
+                content = await self._store_chunks(
+                    file, content, content.size, file.mtime_ns or self._core.session.now_ns(), session
+                )
+                self.flushed(file, content)
+            else:
+                new_data = DataId(await self._core.session.new_id())
+        if not content.is_inline and size > content.size:
+            content = await self.clear_behind(file, content, size, DirtyMap(self._core.chunk_size), session)
+        operation = Truncate(
+            self._core.volume.layer, self._core.session.now_ns(), caller.uid, caller.gid, file.ino, size, new_data
+        )
+        executed = await self._commit(file, operation, session)
+        self._truncated(file, content, executed.inodes[0])
+
+    def _truncated(self, file: File, before: Content, inode: Inode) -> None:
+        inline = before.inline[: inode.size].ljust(inode.size, b"\0") if inode.data == NO_DATA else b""
+        file.content = Content(inode.data, inline, inode.size, inode.trim_end)
+        file.size = max(inode.size, file.dirty.end)
+        if not file.unwritten:
+            file.mtime_ns = None
+        file.changes += 1
+        self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)
+        if inode.data == NO_DATA:
+            self._fix_cached_inline(file.ino, inline)
+
+    async def set_attributes(self, file: File, operation: SetAttributes) -> Executed:
+        """With times: behind everything that was written before, so that writing back does not undo them."""
+        while True:
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+            async with file.flush_lock:
+                if not self.holds(file, LeaseMode.EXCLUSIVE):
+                    continue
+                while file.unwritten:
+                    await self._flush(file)
+                try:
+                    return await self._commit(file, operation, self._core.session.id)
+                except SessionReplaced:
+                    continue
+
+    async def last_handle_closed(self, file: File) -> None:
+        """Tell the server, if it keeps the file open for us; bytes of a file without a name need not be written."""
+        try:
+            if file.orphan:
+                async with file.flush_lock:
+                    if file.handles == 0:
+                        file.discard()
+                        self.account(file)
+            if file.told_open:
+                await self.write_back(file)
+                if file.handles == 0:
+                    await self._core.tell_closed(file)
+        except StaleHandle:
+            log.debug("inode %d is gone", file.ino)
+        except Exception as raised:
+            error = only_error(raised)
+            if error is None:
+                raise
+            log.warning("inode %d was not closed at the server: %s", file.ino, error)
+        finally:
+            self._core.forget_file(file)

@@ -1,0 +1,404 @@
+"""What all parts of a client share: the session and what lives and dies with it.
+
+Here is the meeting of answers and leases: `read` and `change` send requests and cache what the answers say, if the lease
+was held without a break since the answer was computed and nothing of our own overlapped. Here too is what a recall, a lost
+lease and an eviction do. The order of a recall: stop acting under the lease (at its arrival), write back, invalidate, then
+answer.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+
+from fsd.client.cache import BlockCache
+from fsd.client.file import File, content_of
+from fsd.client.leases import LeaseTable
+from fsd.client.maps import MapCache
+from fsd.client.options import ClientOptions, Invalidate
+from fsd.client.overlap import Overlaps, Ticket, Token
+from fsd.client.session import Session
+from fsd.client.tree import Tree
+from fsd.cluster.map import ClusterMap
+from fsd.core.errors import StaleHandle, WriteLost
+from fsd.core.ids import Ino, MapEpoch, SessionId
+from fsd.namespace.operations import Operation
+from fsd.namespace.records import Inode, Volume
+from fsd.protocol.cluster import GetMap, MapReply
+from fsd.protocol.metadata import (
+    Entry,
+    Executed,
+    GetInode,
+    Grant,
+    HeldLease,
+    LeaseMode,
+    Recall,
+    Recalled,
+    RecallItem,
+    Release,
+    ReleaseLeases,
+)
+from fsd.rpc.client import ChannelPool
+from fsd.runtime import Runtime
+from fsd.wire.handshake import Hello
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+MAX_HELD = 50_000  # leases told when a session is resumed; a message holds no more
+RECALL_READERS_S = 1.0  # how long a recall waits for readers at work
+RELEASE_BATCH = 512
+MAX_INLINE_CACHE = 64 << 20
+
+
+class WriteBack(Protocol):
+    """Who writes dirty bytes back (fsd.client.contents)."""
+
+    async def write_back_for_recall(self, file: File) -> None: ...
+
+    def account(self, file: File) -> None: ...
+
+
+class Core:
+    """See the module. `write_back` is set right after construction."""
+
+    write_back: WriteBack
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        nursery: trio.Nursery,
+        metadata: Iterable[str],
+        volume: str,
+        options: ClientOptions,
+        invalidate: Invalidate,
+    ) -> None:
+        self.runtime = runtime
+        self.nursery = nursery
+        self.options = options
+        self.invalidate = invalidate
+        self.counts: Counter[str] = Counter()
+        self.session = Session(runtime, nursery, tuple(metadata), volume, self._hello, self, self.counts)
+        self.leases = LeaseTable(self.session.is_valid)
+        self.tree = Tree()
+        self.overlaps = Overlaps()
+        self.files: dict[Ino, File] = {}
+        self.blocks = BlockCache(options.cache_bytes, options.cache_policy)
+        self.maps = MapCache(self._fetch_map)
+        self.channels = ChannelPool(runtime, nursery, self._hello)
+        self._lost: list[Ino] = []
+        self._forgotten: dict[Ino, None] = {}
+
+    @property
+    def volume(self) -> Volume:
+        assert self.session.volume is not None
+        return self.session.volume
+
+    @property
+    def chunk_size(self) -> int:
+        assert self.maps.map is not None
+        return self.maps.map.chunk_size
+
+    def _hello(self) -> Hello:
+        return Hello("client", self.options.name, VERSION, self.session.file_system if hasattr(self, "session") else "")
+
+    async def _fetch_map(self, known: MapEpoch) -> ClusterMap | None:
+        reply: MapReply = await self.session.ask(lambda _: GetMap(known))
+        return reply.map
+
+    # --- requests and what is cached of their answers -----------------------------------------------------------------
+
+    @contextmanager
+    def ticket(self, tokens: Iterable[Token], *, change: bool) -> Generator[Ticket]:
+        """A request is under way from here to the end of the block."""
+        ticket = self.overlaps.begin(tokens, change=change)
+        for token in ticket.tokens:
+            if isinstance(token, int):
+                ticket.stamps[token] = self.leases.since(token)
+        try:
+            yield ticket
+        finally:
+            self.overlaps.end(ticket)
+
+    def covered(self, ino: Ino, ticket: Ticket, grants: Iterable[Grant]) -> bool:
+        """Whether the lease has been held without a break since the answer was computed."""
+        lease = self.leases.find(ino)
+        if lease is None or lease.since == 0:
+            return False
+        if ticket.stamps.get(ino, 0) == lease.since:
+            return True
+        return any(grant.ino == ino and lease.since <= grant.serial for grant in grants)
+
+    def remember(self, inodes: Iterable[Inode], ticket: Ticket, grants: tuple[Grant, ...]) -> None:
+        """Cache attributes from an answer, where that is safe."""
+        for inode in inodes:
+            if ticket.clean(inode.ino) and self.covered(inode.ino, ticket, grants):
+                self.tree.put_inode(inode)
+            elif ticket.change:
+                self.tree.drop_inode(inode.ino)  # it has changed, and what it is now is not known for sure
+
+    def remember_entry(self, parent: Ino, name: bytes, child: Ino, ticket: Ticket, grants: tuple[Grant, ...]) -> None:
+        """Cache a name, or its absence."""
+        if ticket.clean((parent, name)) and self.covered(parent, ticket, grants):
+            self.tree.put_entry(parent, name, child)
+        elif ticket.change:
+            self.tree.drop_entry(parent, name)
+
+    async def fetch_inode(self, ino: Ino, mode: LeaseMode, *, load: File | None = None) -> Inode:
+        """Ask for attributes and a lease; `load`: the file that is to learn where its bytes are. Raises StaleHandle."""
+        with self.ticket([ino], change=False) as ticket:
+            reply: Entry = await self.session.ask(lambda session: GetInode(session, ino, mode))
+            inode = reply.inode
+            if inode is None:
+                raise StaleHandle(f"inode {ino} is gone")
+            self.remember([inode], ticket, reply.grants)
+            content = content_of(inode)
+            if (
+                load is not None
+                and content is not None
+                and load.content is None
+                and ticket.clean(ino)
+                and self.covered(ino, ticket, reply.grants)
+            ):
+                load.load(content)
+            return inode
+
+    async def change(
+        self,
+        tokens: Iterable[Token],
+        operation: Operation,
+        *,
+        lease: LeaseMode = LeaseMode.NONE,
+        keep_open: bool = False,
+        urgent: bool = False,
+        session: SessionId | None = None,
+        then: Callable[[Executed, Ticket], None] | None = None,
+    ) -> Executed:
+        """Carry out one operation; `then` looks at the answer while the ticket is still open. Errors: Session.execute."""
+        with self.ticket(tokens, change=True) as ticket:
+            executed = await self.session.execute(
+                operation, lease=lease, keep_open=keep_open, urgent=urgent, session=session
+            )
+            self.remember(executed.inodes, ticket, executed.grants)
+            if then is not None:
+                then(executed, ticket)
+            return executed
+
+    def shown(self, inode: Inode) -> Inode:
+        """The inode with this client's own unwritten size and time."""
+        file = self.files.get(inode.ino)
+        return inode if file is None else file.shown(inode)
+
+    def cached_inode(self, ino: Ino) -> Inode | None:
+        """Attributes that are certainly the newest, without asking."""
+        if not self.leases.usable(ino, LeaseMode.SHARED):
+            return None
+        inode = self.tree.inode(ino)
+        if inode is None:
+            return None
+        self.leases.touch(ino)
+        return self.shown(inode)
+
+    def forget_file(self, file: File) -> None:
+        """Drop a file's state that is closed and clean."""
+        if file.handles == 0 and not file.unwritten and not file.flush_lock.locked():
+            file.changes += 1
+            if self.files.get(file.ino) is file:
+                del self.files[file.ino]
+
+    # --- the session says (fsd.client.session.Keeper) -----------------------------------------------------------------
+
+    def map_heard(self, epoch: MapEpoch) -> None:
+        self.maps.heard(epoch)
+
+    def grants(self, grants: tuple[Grant, ...]) -> None:
+        for grant in grants:
+            self.leases.granted(grant)
+
+    def recall_arrived(self, recall: Recall) -> None:
+        for item in recall.items:
+            self.leases.recall(item, self.session.calls)
+
+    async def recall(self, recall: Recall) -> Recalled:
+        """Give back what is asked for; see the module for the order."""
+        self.counts["recalls"] += len(recall.items)
+        releases: list[Release] = []
+        async with trio.open_nursery() as nursery:
+            for item in recall.items:
+                nursery.start_soon(self._give_back, item, releases)
+        return Recalled(tuple(sorted(releases, key=lambda release: release.ino)))
+
+    async def _give_back(self, item: RecallItem, releases: list[Release]) -> None:
+        ino, keep = item.ino, item.keep
+        serial = self.leases.recall(item, self.session.calls)
+        await self.leases.wait_idle(ino, RECALL_READERS_S)
+        await self.write_back_before_release(ino, keep)
+        if keep is LeaseMode.NONE:
+            await self.invalidate_kernel(ino)
+        held = self.leases.get(ino).mode
+        if self.leases.lower(ino, serial, keep) and keep is LeaseMode.NONE:
+            self.drop_caches(ino)
+        file = self.files.get(ino)
+        is_open = file is not None and file.handles > 0
+        if file is not None and is_open:
+            file.told_open = True
+        kept = keep if keep.value <= held.value else held
+        releases.append(Release(ino, serial, kept, is_open))
+
+    async def write_back_before_release(self, ino: Ino, keep: LeaseMode) -> None:
+        """What is dirty goes to the servers before anybody else may have the lease."""
+        file = self.files.get(ino)
+        if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.flush_lock.locked()):
+            await self.write_back.write_back_for_recall(file)
+
+    async def invalidate_kernel(self, ino: Ino) -> None:
+        """The caches above forget what they have under this lease."""
+        for name in self.tree.names(ino):
+            await self.invalidate.entry(ino, name)
+        await self.invalidate.inode(ino, attributes_only=False)
+
+    def drop_caches(self, ino: Ino) -> None:
+        """Nothing of the inode is known any more."""
+        self.tree.drop(ino)
+        self.blocks.drop(ino)
+        file = self.files.get(ino)
+        if file is not None:
+            file.unload()
+            self.forget_file(file)
+
+    def held(self) -> tuple[HeldLease, ...]:
+        """For resuming: files that are open or dirty first, then the most recently used; what does not fit is let go."""
+        first: list[HeldLease] = []
+        rest: list[HeldLease] = []
+        for lease in reversed(list(self.leases.oldest())):
+            file = self.files.get(lease.ino)
+            is_open = file is not None and file.handles > 0
+            if is_open or (file is not None and file.unwritten):
+                first.append(HeldLease(lease.ino, lease.mode, is_open))
+            elif lease.mode is not LeaseMode.NONE:
+                rest.append(HeldLease(lease.ino, lease.mode, False))
+        return tuple((first + rest)[:MAX_HELD])
+
+    def resumed(self, grants: tuple[Grant, ...]) -> None:
+        self._lost += self.leases.resumed(grants)
+
+    async def lost_leases(self) -> None:
+        lost, self._lost = self._lost, []
+        for ino in lost:
+            self._lose(ino, "its lease was lost with the connection")
+            await self.invalidate_kernel(ino)
+            self.drop_caches(ino)
+
+    async def evicted(self) -> None:
+        """What was not written back is lost, and said so to every handle; all caches are dropped, the kernel's too."""
+        inos = [lease.ino for lease in self.leases.oldest()]
+        self.leases.clear()
+        for ino in list(self.files):
+            self._lose(ino, f"session {self.session.id} was evicted")
+        for ino in inos:
+            await self.invalidate_kernel(ino)
+        for ino in list(self.files):
+            self.files[ino].told_open = False
+            self.drop_caches(ino)
+        self.tree.clear()
+        self.blocks.clear()
+
+    def _lose(self, ino: Ino, why: str) -> None:
+        file = self.files.get(ino)
+        if file is None:
+            return
+        unwritten = file.unwritten
+        lost = file.lose(WriteLost(f"writes to inode {ino} are lost: {why}"))
+        self.write_back.account(file)
+        if unwritten:
+            self.counts["lost bytes"] += lost
+            log.error("%d bytes written to inode %d are lost: %s", lost, ino, why)
+
+    # --- giving leases back of our own accord -------------------------------------------------------------------------
+
+    def forget(self, ino: Ino) -> None:
+        """Nobody above caches the inode any more."""
+        self._forgotten[ino] = None
+
+    async def housekeeping(self) -> None:
+        """Once a second: leases that nobody needs go back, in batches; the caches stay within their bound."""
+        while True:
+            await trio.sleep(1.0)
+            self._purge_refusals()
+            wanted = list(self._forgotten)[:RELEASE_BATCH]
+            for ino in wanted:
+                del self._forgotten[ino]
+            wanted += self._surplus()
+            if wanted:
+                await self.release_leases(wanted)
+
+    def _purge_refusals(self) -> None:
+        oldest = self.session.oldest_call()
+        empty = [
+            lease.ino
+            for lease in self.leases.oldest()
+            if lease.mode is LeaseMode.NONE and lease.refused_at < oldest and lease.ino not in self.files
+        ]
+        for ino in empty:
+            self.leases.forget(ino)
+
+    def _surplus(self) -> list[Ino]:
+        """The leases used least recently, while there are more entries than the options allow."""
+        limit = self.options.metadata_cache_entries
+        over = len(self.leases) + self.tree.entry_count - limit
+        over_inline = self.tree.inline_bytes - MAX_INLINE_CACHE
+        result: list[Ino] = []
+        if over <= 0 and over_inline <= 0:
+            return result
+        for lease in self.leases.oldest():
+            if len(result) >= RELEASE_BATCH * 8 or (over <= 0 and over_inline <= 0):
+                break
+            if lease.mode is not LeaseMode.NONE and lease.ino not in self.files:
+                result.append(lease.ino)
+                over -= 1 + len(self.tree.names(lease.ino))
+                inode = self.tree.inode(lease.ino)
+                over_inline -= len(inode.inline or b"") if inode is not None else 0
+        return result
+
+    async def release_leases(self, inos: Iterable[Ino]) -> None:
+        """Give leases back whose inodes nobody has open or dirty here."""
+        leaving: list[tuple[Ino, int]] = []
+        for ino in inos:
+            lease = self.leases.find(ino)
+            if lease is None or lease.mode is LeaseMode.NONE or lease.users or self._is_busy(ino):
+                continue
+            leaving.append((ino, lease.serial))
+            self.leases.lower_usable(lease, LeaseMode.NONE)
+        releases: list[Release] = []
+        for ino, serial in leaving:
+            await self.invalidate_kernel(ino)
+            if not self._is_busy(ino) and self.leases.lower(ino, serial, LeaseMode.NONE):
+                self.drop_caches(ino)
+                releases.append(Release(ino, serial, LeaseMode.NONE, False))
+        await self._send_releases(releases)
+
+    async def tell_closed(self, file: File) -> None:
+        """The last handle is gone of a file that the server keeps open for this session."""
+        ino = file.ino
+        lease = self.leases.get(ino)
+        self.leases.lower_usable(lease, LeaseMode.NONE)
+        serial = lease.serial
+        await self.invalidate_kernel(ino)
+        if file.handles or not self.leases.lower(ino, serial, LeaseMode.NONE):
+            return  # opened again meanwhile
+        file.told_open = False
+        self.drop_caches(ino)
+        await self._send_releases([Release(ino, serial, LeaseMode.NONE, False)])
+
+    def _is_busy(self, ino: Ino) -> bool:
+        file = self.files.get(ino)
+        return file is not None and (file.handles > 0 or file.unwritten or file.told_open)
+
+    async def _send_releases(self, releases: list[Release]) -> None:
+        for start in range(0, len(releases), RELEASE_BATCH):
+            batch = tuple(releases[start : start + RELEASE_BATCH])
+            session = self.session.id
+            await self.session.ask(lambda now, b=batch, s=session: ReleaseLeases(now, b if now == s else ()))

@@ -1,0 +1,161 @@
+"""What the client knows of a file's bytes while it is open or dirty, and the handles on it. Pure but for its locks.
+
+`content` is where the server has the bytes: known under a lease, changed only by this client under an exclusive one.
+`size` and `mtime_ns` are the file's as this client sees it: ahead of `content` by what is dirty or being flushed.
+
+    bytes of the file = content's  <  flushing (on their way to the servers)  <  dirty (newest)
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import trio
+
+from fsd.client.readahead import ReadAhead
+from fsd.client.writeback import DirtyMap
+from fsd.core.errors import FsError
+from fsd.core.ids import DataId, Ino
+from fsd.namespace.records import NO_DATA, Inode
+from fsd.protocol.metadata import DirectoryEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """An inode's fields that say where its bytes are."""
+
+    data: DataId
+    inline: bytes
+    size: int
+    trim_end: int
+
+    @property
+    def is_inline(self) -> bool:
+        return self.data == NO_DATA
+
+
+def content_of(inode: Inode) -> Content | None:
+    """None if the answer left the inline bytes out."""
+    if inode.data == NO_DATA and inode.inline is None and inode.size:
+        return None
+    return Content(inode.data, inode.inline or b"", inode.size, inode.trim_end)
+
+
+class File:
+    """One inode's bytes; see the module. `changes` counts what makes a fetched block old: flushes and truncations."""
+
+    def __init__(self, ino: Ino, chunk_size: int) -> None:
+        self.ino = ino
+        self.handles = 0
+        self.told_open = False  # the server counts this session among those that have it open
+        self.orphan = False
+        self.content: Content | None = None
+        self.size = 0
+        self.mtime_ns: int | None = None  # newer than the server's
+        self.dirty = DirtyMap(chunk_size)
+        self.flushing = DirtyMap(chunk_size)
+        self.dirty_since = 0.0
+        self.touched = False  # written since the last flush began, be it with nothing to show but the time
+        self.changes = 0
+        self.flush_lock = trio.Lock()
+        self.load_lock = trio.Lock()
+        self.error: FsError | None = None
+        self.error_count = 0
+        self.retry_at = 0.0
+        self.losses = 0
+        self.accounted_bytes = 0  # of `unwritten_bytes`, in the client's total
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the servers do not have all of it yet."""
+        return self.touched or bool(self.dirty) or bool(self.flushing)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        return self.dirty.size_bytes + self.flushing.size_bytes
+
+    def load(self, content: Content) -> None:
+        """Learn where the bytes are; nothing is dirty."""
+        self.content = content
+        self.size = content.size
+        self.mtime_ns = None
+        self.changes += 1
+
+    def unload(self) -> None:
+        """The lease is gone."""
+        self.content = None
+        self.mtime_ns = None
+        self.changes += 1
+
+    def lose(self, error: FsError) -> int:
+        """What was not written never will be. How many bytes that are."""
+        lost = self.unwritten_bytes
+        if self.unwritten:
+            self.fail(error)
+        self.discard()
+        self.unload()
+        return lost
+
+    def discard(self) -> None:
+        """Forget what was not written, without an error: nobody can ever read it."""
+        self.losses += 1
+        self.dirty.clear()
+        self.flushing = DirtyMap(self.dirty.chunk_size)
+        self.touched = False
+
+    def fail(self, error: FsError) -> None:
+        """A flush failed: to be told once to each handle."""
+        self.error = error
+        self.error_count += 1
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview, time_ns: int, now: float) -> None:
+        """Take bytes under the exclusive lease."""
+        if not self.touched and not self.dirty:
+            self.dirty_since = now
+        self.dirty.write(offset, data)
+        self.size = max(self.size, offset + len(data))
+        self.mtime_ns = time_ns
+        self.touched = True
+
+    def shown(self, inode: Inode) -> Inode:
+        """The inode as a system call here must see it."""
+        if self.content is None or not inode.is_regular:
+            return inode
+        mtime_ns = inode.mtime_ns if self.mtime_ns is None else self.mtime_ns
+        if self.size == inode.size and mtime_ns == inode.mtime_ns:
+            return inode
+        ctime_ns = inode.ctime_ns if self.mtime_ns is None else max(inode.ctime_ns, self.mtime_ns)
+        return dataclasses.replace(inode, size=self.size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+
+
+class FileHandle:
+    """One open(2) of a file."""
+
+    def __init__(self, file: File, flags: int, read_ahead_bytes: int) -> None:
+        self.file = file
+        self.flags = flags
+        self.read_ahead = ReadAhead(read_ahead_bytes)
+        self.told_errors = file.error_count
+        self.is_open = True
+
+    @property
+    def ino(self) -> Ino:
+        return self.file.ino
+
+    def untold_error(self) -> FsError | None:
+        """The write-back error that this handle has not been told yet; told now."""
+        if self.told_errors == self.file.error_count:
+            return None
+        self.told_errors = self.file.error_count
+        return self.file.error
+
+
+class DirectoryHandle:
+    """One opendir(3): the last page read, good while the directory's lease is unbroken and nothing was changed here."""
+
+    def __init__(self, ino: Ino) -> None:
+        self.ino = ino
+        self.page: list[DirectoryEntry] = []
+        self.page_after = 0
+        self.page_end = False
+        self.page_attributes = False
+        self.stamp: tuple[int, int] | None = None

@@ -1,0 +1,348 @@
+"""The file system: every system call as a coroutine. See fsd.client for the parts; here they are put together.
+
+With soft mounts (`ClientOptions.hard` False) every call ends after `timeout_s` with DeadlineExceeded; hard ones wait.
+"""
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from fsd.client.chunks import Chunks
+from fsd.client.contents import Contents
+from fsd.client.core import Core
+from fsd.client.file import DirectoryHandle, FileHandle
+from fsd.client.names import Names
+from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
+from fsd.core.errors import AlreadyExists, DeadlineExceeded, FsError, InvalidArgument, IsADirectory, NotFound
+from fsd.core.ids import Ino, SessionId
+from fsd.namespace.records import Inode, Volume
+from fsd.protocol.metadata import DirectoryEntry, LeaseMode, VolumeSpace
+from fsd.runtime import Runtime
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+OPEN_PATIENCE_S = 10.0
+CLOSE_PATIENCE_S = 60.0
+ROOT = Caller(0, 0)
+
+
+class FileSystem:
+    """One mounted volume. Made by `open_filesystem`."""
+
+    def __init__(self, core: Core, contents: Contents, names: Names) -> None:
+        self._core = core
+        self._contents = contents
+        self._names = names
+
+    @property
+    def volume(self) -> Volume:
+        return self._core.volume
+
+    @property
+    def session_id(self) -> SessionId:
+        return self._core.session.id
+
+    @property
+    def chunk_size(self) -> int:
+        return self._core.chunk_size
+
+    # --- what the caches above may keep -------------------------------------------------------------------------------
+
+    def attribute_ttl_s(self, ino: Ino) -> float:
+        """How long the attributes just told may be cached above: 0 without a lease, else while the session's time runs.
+        To be asked synchronously with telling them."""
+        if self._core.tree.inode(ino) is None or not self._core.leases.usable(ino, LeaseMode.SHARED):
+            return 0.0
+        return max(0.0, self._core.session.remaining_s())
+
+    def entry_ttl_s(self, parent: Ino) -> float:
+        """The same for names in a directory, and for their absence."""
+        if not self._core.leases.usable(parent, LeaseMode.SHARED):
+            return 0.0
+        return max(0.0, self._core.session.remaining_s())
+
+    def forget(self, ino: Ino) -> None:
+        """Nobody above caches the inode any more: its lease may go back, some time."""
+        self._core.forget(ino)
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: Ino, name: bytes) -> Inode:
+        """Raises NotFound."""
+        return await self._bounded(self._names.lookup(parent, name))
+
+    async def create(self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int) -> tuple[Inode, FileHandle]:
+        """Create and open; without O_EXCL an existing file is opened."""
+        return await self._bounded(self._create(caller, parent, name, mode, flags))
+
+    async def _create(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+    ) -> tuple[Inode, FileHandle]:
+        while True:
+            try:
+                inode = await self._names.create(caller, parent, name, mode)
+                return inode, await self._open(inode.ino, flags & ~os.O_TRUNC)
+            except AlreadyExists:
+                if flags & os.O_EXCL:
+                    raise
+            try:
+                inode = await self._names.lookup(parent, name)
+                handle = await self._open(inode.ino, flags)
+                return await self._names.getattr(inode.ino), handle
+            except NotFound:
+                continue  # removed between the two
+
+    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
+        return await self._bounded(self._names.mkdir(caller, parent, name, mode))
+
+    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Inode:
+        """`mode` with the type bits."""
+        return await self._bounded(self._names.mknod(caller, parent, name, mode, rdev))
+
+    async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Inode:
+        return await self._bounded(self._names.symlink(caller, parent, name, target))
+
+    async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Inode:
+        return await self._bounded(self._names.link(caller, ino, parent, name))
+
+    async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        await self._bounded(self._names.unlink(caller, parent, name))
+
+    async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        await self._bounded(self._names.rmdir(caller, parent, name))
+
+    async def rename(
+        self, caller: Caller, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0
+    ) -> None:
+        """`flags` are renameat2(2)'s NOREPLACE and EXCHANGE."""
+        await self._bounded(self._names.rename(caller, parent, name, new_parent, new_name, flags))
+
+    async def readlink(self, ino: Ino) -> bytes:
+        return await self._bounded(self._names.readlink(ino))
+
+    async def open_directory(self, ino: Ino) -> DirectoryHandle:
+        return await self._bounded(self._names.open_directory(ino))
+
+    async def read_directory(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> list[DirectoryEntry]:
+        """The next entries with a cookie above `cookie`, without "." and ".."; [] at the end. With `attributes`, those that
+        are known have their inode."""
+        return await self._bounded(self._names.read_directory(handle, cookie, attributes))
+
+    async def fsync_directory(self, ino: Ino) -> None:
+        """Changes of names are durable when they are answered."""
+        await trio.lowlevel.checkpoint()
+
+    # --- attributes ---------------------------------------------------------------------------------------------------
+
+    async def getattr(self, ino: Ino) -> Inode:
+        """This client's unwritten size and times included. Raises StaleHandle."""
+        return await self._bounded(self._names.getattr(ino))
+
+    async def setattr(
+        self,
+        caller: Caller,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> Inode:
+        """None leaves a field as it is; durable on return."""
+
+        async def work() -> Inode:
+            if size is not None:
+                await self._truncate(caller, ino, size)
+            if any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)):
+                await self._names.set_attributes(
+                    caller, ino, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
+                )
+            return await self._names.getattr(ino)
+
+        return await self._bounded(work())
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        return await self._bounded(self._names.getxattr(ino, name))
+
+    async def listxattr(self, ino: Ino) -> Sequence[bytes]:
+        return await self._bounded(self._names.listxattr(ino))
+
+    async def setxattr(self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int = 0) -> None:
+        """`flags` are setxattr(2)'s."""
+        await self._bounded(self._names.setxattr(caller, ino, name, value, flags))
+
+    async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
+        await self._bounded(self._names.removexattr(caller, ino, name))
+
+    async def statfs(self) -> VolumeSpace:
+        return await self._bounded(self._names.space())
+
+    # --- bytes --------------------------------------------------------------------------------------------------------
+
+    async def open(self, ino: Ino, flags: int, caller: Caller = ROOT) -> FileHandle:
+        """Raises IsADirectory, InvalidArgument (no regular file), StaleHandle."""
+        return await self._bounded(self._open(ino, flags, caller))
+
+    async def _open(self, ino: Ino, flags: int, caller: Caller = ROOT) -> FileHandle:
+        inode = await self._names.getattr(ino)
+        if inode.is_directory:
+            raise IsADirectory(f"inode {ino} is a directory")
+        if not inode.is_regular:
+            raise InvalidArgument(f"inode {ino} is no regular file")
+        file = self._contents.file(ino)
+        file.handles += 1  # before the lease is had: a recall that comes now must say that the file is open
+        try:
+            if flags & os.O_TRUNC:
+                await self._contents.truncate(caller, file, 0)
+            else:
+                await self._contents.acquire(file, LeaseMode.SHARED)
+        except BaseException:
+            self._drop_handle(file.ino)
+            raise
+        return FileHandle(file, flags, self._core.options.read_ahead_bytes)
+
+    async def read(self, handle: FileHandle, offset: int, length: int) -> bytes:
+        """Fewer bytes at the end of the file."""
+        return await self._bounded(self._contents.read(handle, offset, length))
+
+    async def write(self, handle: FileHandle, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Taken into memory under the exclusive lease; see fsync."""
+        return await self._bounded(self._contents.write(handle, offset, data))
+
+    async def flush(self, handle: FileHandle) -> None:
+        """close(2): raises a write-back error that this handle has not been told yet."""
+        error = handle.untold_error()
+        if error is not None:
+            raise error
+
+    async def fsync(self, handle: FileHandle, data_only: bool = False) -> None:
+        """What was written before is durable on return, its size and times too. Raises what keeps it from being so, and an
+        earlier write-back error that this handle has not been told yet."""
+        try:
+            await self._bounded(self._contents.write_back(handle.file))
+        except FsError:
+            handle.told_errors = handle.file.error_count
+            raise
+        error = handle.untold_error()
+        if error is not None:
+            raise error
+
+    async def release(self, handle: FileHandle) -> None:
+        """The handle is gone. Does not wait for servers."""
+        if handle.is_open:
+            handle.is_open = False
+            self._drop_handle(handle.ino)
+
+    def _drop_handle(self, ino: Ino) -> None:
+        file = self._core.files[ino]
+        file.handles -= 1
+        if file.handles == 0:
+            if file.orphan or file.told_open:
+                self._core.nursery.start_soon(self._contents.last_handle_closed, file)
+            else:
+                self._core.forget_file(file)
+
+    async def _truncate(self, caller: Caller, ino: Ino, size: int) -> None:
+        inode = await self._names.getattr(ino)
+        if inode.is_directory:
+            raise IsADirectory(f"inode {ino} is a directory")
+        if not inode.is_regular:
+            raise InvalidArgument(f"inode {ino} is no regular file")
+        file = self._contents.file(ino)
+        try:
+            await self._contents.truncate(caller, file, size)
+        finally:
+            self._core.forget_file(file)
+
+    async def sync(self) -> None:
+        """Everything written back."""
+        await self._bounded(self._contents.sync())
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def statistics(self) -> Mapping[str, int]:
+        """Requests by kind, hits, misses, sizes of the caches."""
+        return {
+            **self._core.counts,
+            "dirty bytes": self._contents.dirty_bytes,
+            "cached block bytes": self._core.blocks.size_bytes,
+            "leases": len(self._core.leases),
+            "cached entries": self._core.tree.entry_count,
+            "open files": sum(file.handles > 0 for file in self._core.files.values()),
+        }
+
+    async def aclose(self) -> None:
+        """Write back everything and give the session back; within CLOSE_PATIENCE_S, after which the rest is lost."""
+        patience_s = CLOSE_PATIENCE_S if self._core.options.hard else self._core.options.timeout_s
+        with trio.move_on_after(patience_s) as scope:
+            scope.shield = True
+            try:
+                await self._contents.sync()
+            except FsError as error:
+                log.error("not everything was written back: %s", error)
+            await self._core.session.close()
+        if scope.cancelled_caught:
+            log.error("gave up after %g s with %d bytes not written back", patience_s, self._contents.dirty_bytes)
+
+    async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:
+        options = self._core.options
+        if options.hard:
+            return await work
+        with trio.move_on_after(options.timeout_s):
+            return await work
+        raise DeadlineExceeded(f"no answer within {options.timeout_s:g} s")
+
+
+@asynccontextmanager
+async def open_filesystem(
+    runtime: Runtime,
+    metadata: Sequence[str],
+    volume: str,
+    options: ClientOptions,
+    invalidate: Invalidate | None = None,
+) -> AsyncGenerator[FileSystem]:
+    """Mount a volume for as long as the block runs; everything is written back at its end.
+
+    Raises Unreachable, NotFound (no such volume), ForeignFileSystem, VersionMismatch, ConfigurationError."""
+    options.check()
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            filesystem = await _start(runtime, nursery, metadata, volume, options, invalidate or NothingCached())
+            try:
+                yield filesystem
+            finally:
+                await filesystem.aclose()
+        except Exception as raised:  # carried out of the nursery, which would wrap it in a group
+            error = raised
+        nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+async def _start(
+    runtime: Runtime,
+    nursery: trio.Nursery,
+    metadata: Sequence[str],
+    volume: str,
+    options: ClientOptions,
+    invalidate: Invalidate,
+) -> FileSystem:
+    core = Core(runtime, nursery, metadata, volume, options, invalidate)
+    chunks = Chunks(runtime, core.session, core.maps, core.channels, core.counts)
+    contents = Contents(core, chunks)
+    core.write_back = contents
+    await core.session.start(min(OPEN_PATIENCE_S, options.timeout_s))
+    nursery.start_soon(core.session.run)
+    await core.maps.refresh()
+    nursery.start_soon(core.maps.run)
+    nursery.start_soon(contents.run)
+    nursery.start_soon(core.housekeeping)
+    return FileSystem(core, contents, Names(core, contents))

@@ -1,0 +1,470 @@
+"""Names and attributes: lookups from the cached tree while a lease covers them, changes as one request each."""
+
+import dataclasses
+import logging
+import stat
+from collections.abc import Callable
+
+from fsd.client.contents import Contents
+from fsd.client.core import Core
+from fsd.client.file import DirectoryHandle
+from fsd.client.options import Caller
+from fsd.client.overlap import Ticket, Token
+from fsd.client.session import SessionReplaced
+from fsd.client.tree import ABSENT
+from fsd.core.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, StaleHandle
+from fsd.core.ids import Ino, SessionId
+from fsd.core.units import NAME_MAX
+from fsd.namespace.operations import (
+    Create,
+    Link,
+    Mkdir,
+    Mknod,
+    Operation,
+    RemoveXattr,
+    Rename,
+    RenameFlag,
+    Rmdir,
+    SetAttributes,
+    SetXattr,
+    Symlink,
+    Unlink,
+)
+from fsd.namespace.records import Inode, InodeFlag
+from fsd.protocol.metadata import (
+    DirectoryEntry,
+    DirectoryPage,
+    Entry,
+    Executed,
+    GetXattr,
+    LeaseMode,
+    ListXattrs,
+    Lookup,
+    ReadDirectory,
+    StatVolume,
+    VolumeSpace,
+    XattrNames,
+    XattrValue,
+)
+
+log = logging.getLogger(__name__)
+
+PAGE_ENTRIES = 1024
+MAX_PAGE_ENTRIES = 32_768  # a page grows only while all of its entries have one cookie
+
+
+class Names:
+    """See the module."""
+
+    def __init__(self, core: Core, contents: Contents) -> None:
+        self._core = core
+        self._contents = contents
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: Ino, name: bytes) -> Inode:
+        """The inode of a name. Raises NotFound, NotADirectory, NameTooLong."""
+        check_name(name)
+        known = self._known_entry(parent, name)
+        if known == ABSENT:
+            raise NotFound(f"no {name!r} in inode {parent}")
+        if known is not None:
+            try:
+                return await self.getattr(known)
+            except StaleHandle:
+                log.debug("inode %d is gone while %r was looked up", known, name)
+        with self._core.ticket([parent, (parent, name)], change=False) as ticket:
+            self._core.counts["lookup misses"] += 1
+            reply: Entry = await self._core.session.ask(lambda session: Lookup(session, parent, name))
+            inode = reply.inode
+            child = ABSENT if inode is None else inode.ino
+            self._core.remember_entry(parent, name, child, ticket, reply.grants)
+            if inode is None:
+                raise NotFound(f"no {name!r} in inode {parent}")
+            self._remember_found(inode, ticket, reply)
+            return self._core.shown(inode)
+
+    def _remember_found(self, inode: Inode, ticket: Ticket, reply: Entry) -> None:
+        """Which inode the answer is about was not known when it was asked for: cached only if nothing of ours may have
+        changed it since, that is with a grant in this answer under which nothing was sent."""
+        busy = self._core.overlaps.is_changing(inode.ino) or inode.ino in self._core.files
+        granted = any(
+            grant.ino == inode.ino and grant.serial == self._core.leases.since(inode.ino) for grant in reply.grants
+        )
+        if granted and not busy:
+            self._core.tree.put_inode(inode)
+
+    def _known_entry(self, parent: Ino, name: bytes) -> Ino | None:
+        if not self._core.leases.usable(parent, LeaseMode.SHARED):
+            return None
+        child = self._core.tree.entry(parent, name)
+        if child is not None:
+            self._core.leases.touch(parent)
+            self._core.counts["lookup hits"] += 1
+        return child
+
+    async def getattr(self, ino: Ino) -> Inode:
+        """Attributes, this client's unwritten size and times included. Raises StaleHandle."""
+        inode = self._core.cached_inode(ino)
+        if inode is not None:
+            self._core.counts["attribute hits"] += 1
+            return inode
+        self._core.counts["attribute misses"] += 1
+        return self._core.shown(await self._core.fetch_inode(ino, LeaseMode.SHARED))
+
+    async def readlink(self, ino: Ino) -> bytes:
+        inode = await self.getattr(ino)
+        if not inode.is_symlink:
+            raise InvalidArgument(f"inode {ino} is no symbolic link")
+        if inode.inline is None:
+            inode = await self._core.fetch_inode(ino, LeaseMode.SHARED)
+        return inode.inline or b""
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    async def _change(
+        self,
+        tokens: list[Token],
+        make: Callable[[int], Operation],
+        *,
+        then: Callable[[Executed, Ticket], None],
+        lease: LeaseMode = LeaseMode.NONE,
+        keep_open: bool = False,
+    ) -> Executed:
+        """One operation, made with the server's time; made again if the session was replaced before it was sent."""
+        while True:
+            try:
+                return await self._core.change(
+                    tokens,
+                    make(self._core.session.now_ns()),
+                    lease=lease,
+                    keep_open=keep_open,
+                    then=then,
+                    session=self._core.session.id,
+                )
+            except SessionReplaced:
+                continue
+
+    async def _new(self, parent: Ino, name: bytes, make: Callable[[int, Ino], Operation], lease: LeaseMode) -> Inode:
+        """Create a name with a new inode."""
+        check_name(name)
+
+        def then(executed: Executed, ticket: Ticket) -> None:
+            inode = executed.inodes[0]
+            self._core.tree.changed(parent)
+            self._core.remember_entry(parent, name, inode.ino, ticket, executed.grants)
+
+        while True:
+            session: SessionId = self._core.session.id
+            ino = Ino(await self._core.session.new_id())
+            try:
+                executed = await self._core.change(
+                    [parent, (parent, name), ino],
+                    make(self._core.session.now_ns(), ino),
+                    lease=lease,
+                    then=then,
+                    session=session,
+                )
+                return self._core.shown(executed.inodes[0])
+            except SessionReplaced:
+                continue
+
+    async def create(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
+        """A new regular file, with an exclusive lease on it."""
+        layer = self._core.volume.layer
+        return await self._new(
+            parent,
+            name,
+            lambda now, ino: Create(layer, now, caller.uid, caller.gid, parent, name, ino, stat.S_IMODE(mode)),
+            LeaseMode.EXCLUSIVE,
+        )
+
+    async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
+        layer = self._core.volume.layer
+        return await self._new(
+            parent,
+            name,
+            lambda now, ino: Mkdir(layer, now, caller.uid, caller.gid, parent, name, ino, stat.S_IMODE(mode)),
+            LeaseMode.SHARED,
+        )
+
+    async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Inode:
+        layer = self._core.volume.layer
+        return await self._new(
+            parent,
+            name,
+            lambda now, ino: Mknod(layer, now, caller.uid, caller.gid, parent, name, ino, mode, rdev),
+            LeaseMode.SHARED,
+        )
+
+    async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Inode:
+        layer = self._core.volume.layer
+        inode = await self._new(
+            parent,
+            name,
+            lambda now, ino: Symlink(layer, now, caller.uid, caller.gid, parent, name, ino, target),
+            LeaseMode.SHARED,
+        )
+        cached = self._core.tree.inode(inode.ino)
+        if cached is not None and cached.inline is None:
+            self._core.tree.put_inode(dataclasses.replace(cached, inline=target))
+        return dataclasses.replace(inode, inline=target)
+
+    async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Inode:
+        check_name(name)
+        layer = self._core.volume.layer
+
+        def then(executed: Executed, ticket: Ticket) -> None:
+            self._core.tree.changed(parent)
+            self._core.remember_entry(parent, name, ino, ticket, executed.grants)
+
+        executed = await self._change(
+            [ino, parent, (parent, name)],
+            lambda now: Link(layer, now, caller.uid, caller.gid, ino, parent, name),
+            then=then,
+            lease=LeaseMode.SHARED,
+        )
+        return self._core.shown(executed.inodes[0])
+
+    async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        """A file that is open here lives until its last handle, here and anywhere, is gone."""
+        check_name(name)
+        layer = self._core.volume.layer
+        child = await self._child(parent, name)
+
+        def then(executed: Executed, ticket: Ticket) -> None:
+            self._core.tree.changed(parent)
+            self._core.remember_entry(parent, name, ABSENT, ticket, executed.grants)
+            self._removed(child, executed)
+
+        await self._change(
+            [parent, (parent, name), child],
+            lambda now: Unlink(layer, now, caller.uid, caller.gid, parent, name),
+            then=then,
+            keep_open=self._keep_open(child),
+        )
+
+    async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
+        check_name(name)
+        layer = self._core.volume.layer
+        child = await self._child(parent, name)
+
+        def then(executed: Executed, ticket: Ticket) -> None:
+            self._core.tree.changed(parent)
+            self._core.remember_entry(parent, name, ABSENT, ticket, executed.grants)
+            self._removed(child, executed)
+
+        await self._change(
+            [parent, (parent, name), child],
+            lambda now: Rmdir(layer, now, caller.uid, caller.gid, parent, name),
+            then=then,
+        )
+
+    async def rename(
+        self, caller: Caller, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int
+    ) -> None:
+        """A replaced file that is open here lives on, as with unlink."""
+        check_name(name)
+        check_name(new_name)
+        layer = self._core.volume.layer
+        child = await self._child(parent, name)
+        target = await self._child_or_absent(new_parent, new_name)
+        exchange = bool(flags & RenameFlag.EXCHANGE)
+
+        def then(executed: Executed, ticket: Ticket) -> None:
+            self._core.tree.changed(parent)
+            self._core.tree.changed(new_parent)
+            if child == target:
+                return  # two names of one inode: nothing happened
+            grants = executed.grants
+            self._core.remember_entry(parent, name, target if exchange else ABSENT, ticket, grants)
+            self._core.remember_entry(new_parent, new_name, child, ticket, grants)
+            if not exchange and target != ABSENT:
+                self._removed(target, executed)
+
+        tokens: list[Token] = [parent, new_parent, (parent, name), (new_parent, new_name), child]
+        await self._change(
+            tokens if target == ABSENT else [*tokens, target],
+            lambda now: Rename(layer, now, caller.uid, caller.gid, parent, name, new_parent, new_name, flags),
+            then=then,
+            keep_open=not exchange and self._keep_open(target),
+        )
+
+    async def _child(self, parent: Ino, name: bytes) -> Ino:
+        known = self._known_entry(parent, name)
+        if known is not None and known != ABSENT:
+            return known
+        return (await self.lookup(parent, name)).ino
+
+    async def _child_or_absent(self, parent: Ino, name: bytes) -> Ino:
+        try:
+            return await self._child(parent, name)
+        except NotFound:
+            return ABSENT
+
+    def _keep_open(self, ino: Ino) -> bool:
+        """Whether the server must keep the inode for handles here; then it must be told when they are gone."""
+        file = self._core.files.get(ino)
+        if file is None or file.handles == 0:
+            return False
+        file.told_open = True
+        return True
+
+    def _removed(self, ino: Ino, executed: Executed) -> None:
+        """A name of the inode is gone, perhaps its last."""
+        inode = next((inode for inode in executed.inodes if inode.ino == ino), None)
+        if inode is not None and inode.nlink > 0 and not inode.is_directory:
+            return
+        file = self._core.files.get(ino)
+        if file is not None and file.handles > 0:
+            file.orphan = True
+            return
+        if file is not None:
+            file.discard()
+            self._contents.account(file)
+        self._core.forget(ino)
+
+    # --- attributes ---------------------------------------------------------------------------------------------------
+
+    async def set_attributes(
+        self,
+        caller: Caller,
+        ino: Ino,
+        *,
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        atime_ns: int | None,
+        mtime_ns: int | None,
+    ) -> None:
+        layer = self._core.volume.layer
+        file = self._core.files.get(ino)
+        if file is not None and file.unwritten and (mtime_ns is not None or atime_ns is not None):
+            operation = SetAttributes(
+                layer, self._core.session.now_ns(), caller.uid, caller.gid, ino, mode, uid, gid, atime_ns, mtime_ns
+            )
+            await self._contents.set_attributes(file, operation)
+            return
+        await self._change(
+            [ino],
+            lambda now: SetAttributes(layer, now, caller.uid, caller.gid, ino, mode, uid, gid, atime_ns, mtime_ns),
+            then=_nothing,
+        )
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        """Raises NoAttribute."""
+        if await self._has_no_xattrs(ino):
+            raise NoAttribute(f"inode {ino} has no {name!r}")
+        reply: XattrValue = await self._core.session.ask(lambda session: GetXattr(session, ino, name))
+        return reply.value
+
+    async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
+        if await self._has_no_xattrs(ino):
+            return ()
+        reply: XattrNames = await self._core.session.ask(lambda session: ListXattrs(session, ino))
+        return reply.names
+
+    async def _has_no_xattrs(self, ino: Ino) -> bool:
+        inode = await self.getattr(ino)
+        return not inode.flags & InodeFlag.HAS_XATTRS
+
+    async def setxattr(self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int) -> None:
+        """Raises AlreadyExists, NoAttribute by flags."""
+        layer = self._core.volume.layer
+        await self._change(
+            [ino],
+            lambda now: SetXattr(layer, now, caller.uid, caller.gid, ino, name, value, flags),
+            then=_nothing,
+        )
+
+    async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
+        layer = self._core.volume.layer
+        await self._change([ino], lambda now: RemoveXattr(layer, now, caller.uid, caller.gid, ino, name), then=_nothing)
+
+    async def space(self) -> VolumeSpace:
+        reply: VolumeSpace = await self._core.session.ask(StatVolume)
+        return reply
+
+    # --- directories --------------------------------------------------------------------------------------------------
+
+    async def open_directory(self, ino: Ino) -> DirectoryHandle:
+        """Raises NotADirectory."""
+        inode = await self.getattr(ino)
+        if not inode.is_directory:
+            raise NotADirectory(f"inode {ino} is no directory")
+        return DirectoryHandle(ino)
+
+    async def read_directory(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> list[DirectoryEntry]:
+        """The next entries behind `cookie`; none at the end. No page ends among entries of equal cookies."""
+        if not self._page_serves(handle, cookie, attributes):
+            await self._fetch_page(handle, cookie, attributes)
+        return [
+            dataclasses.replace(entry, inode=self._core.cached_inode(entry.ino)) if attributes else entry
+            for entry in handle.page
+            if entry.cookie > cookie
+        ]
+
+    def _page_serves(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> bool:
+        """Whether the last page has what is wanted and is still true."""
+        if handle.stamp is None or handle.stamp != self._stamp(handle.ino) or attributes != handle.page_attributes:
+            return False
+        if not self._core.leases.usable(handle.ino, LeaseMode.SHARED) or cookie < handle.page_after:
+            return False
+        return handle.page_end or bool(handle.page and handle.page[-1].cookie > cookie)
+
+    def _stamp(self, ino: Ino) -> tuple[int, int]:
+        return self._core.leases.since(ino), self._core.tree.version(ino)
+
+    async def _fetch_page(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> None:
+        limit = PAGE_ENTRIES
+        while True:
+            version = self._core.tree.version(handle.ino)
+            reply = await self._ask_page(handle.ino, cookie + 1, limit, attributes)
+            page = whole_cookies(reply)
+            if page or reply.end or limit >= MAX_PAGE_ENTRIES:
+                break
+            limit *= 2
+        handle.page, handle.page_after, handle.page_end = page, cookie, reply.end
+        handle.page_attributes = attributes
+        since = self._core.leases.since(handle.ino)
+        unbroken = any(grant.ino == handle.ino and since <= grant.serial for grant in reply.grants)
+        good = since and unbroken and version == self._core.tree.version(handle.ino)
+        handle.stamp = (since, version) if good else None
+
+    async def _ask_page(self, ino: Ino, cookie: int, limit: int, attributes: bool) -> DirectoryPage:
+        with self._core.ticket([ino], change=False) as ticket:
+            reply: DirectoryPage = await self._core.session.ask(
+                lambda session: ReadDirectory(session, ino, cookie, limit, attributes)
+            )
+            clean = ticket.clean(ino) and self._core.covered(ino, ticket, reply.grants)
+            serials = {grant.ino: grant.serial for grant in reply.grants}
+            for entry in reply.entries:
+                if clean and not self._core.overlaps.is_changing((ino, entry.name)):
+                    self._core.tree.put_entry(ino, entry.name, entry.ino)
+                if entry.inode is not None:
+                    self._remember_listed(entry.inode, serials.get(entry.ino, 0))
+            return reply
+
+    def _remember_listed(self, inode: Inode, serial: int) -> None:
+        """As `_remember_found`."""
+        busy = self._core.overlaps.is_changing(inode.ino) or inode.ino in self._core.files
+        if serial and serial == self._core.leases.since(inode.ino) and not busy:
+            self._core.tree.put_inode(inode)
+
+
+def whole_cookies(page: DirectoryPage) -> list[DirectoryEntry]:
+    """The page without its last group of equal cookies, which may go on in the next; all of it at the end."""
+    if page.end or not page.entries:
+        return list(page.entries)
+    last = page.entries[-1].cookie
+    return [entry for entry in page.entries if entry.cookie != last]
+
+
+def check_name(name: bytes) -> None:
+    """Raises NameTooLong."""
+    if len(name) > NAME_MAX:
+        raise NameTooLong(f"a name of {len(name)} bytes, at most {NAME_MAX} are allowed")
+
+
+def _nothing(executed: Executed, ticket: Ticket) -> None:
+    """Nothing more to remember."""
