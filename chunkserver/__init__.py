@@ -1,0 +1,1 @@
+"""Owns bytes: placement groups, chunks, orders and epochs; knows no names."""

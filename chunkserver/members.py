@@ -1,0 +1,129 @@
+"""Asking the other members of a placement group's row, and asking for the row without a silent one (R5)."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+
+from chunkserver import replica
+from chunkserver.replica import Group, RowChanged
+from chunkserver.report import Membership
+from fsd.cluster.map import Row
+from fsd.core.errors import (
+    BadChecksum,
+    BaseMismatch,
+    ConnectionRefused,
+    CorruptData,
+    FsError,
+    NotALeader,
+    NotServing,
+    Overloaded,
+    Unreachable,
+)
+from fsd.core.ids import Member
+from fsd.protocol.cluster import DropMember
+from fsd.rpc.client import ChannelPool
+from fsd.rpc.connection import Reply
+from fsd.runtime import Runtime
+from fsd.wire.frame import Buffer
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.05
+
+
+class Members:
+    """`timeout_s`: how long a member may be silent before the primary asks to drop it."""
+
+    def __init__(self, runtime: Runtime, membership: Membership, peers: ChannelPool, timeout_s: float) -> None:
+        self._runtime = runtime
+        self._membership = membership
+        self._peers = peers
+        self._timeout_s = timeout_s
+
+    async def ask(self, group: Group, row: Row, member: Member, message: Any, payload: Buffer = b"") -> Reply:
+        """A member's answer, asked for until it comes or the member has left the row. Raises RowChanged, NotServing (the
+        lease ended) and the member's own definite errors: BaseMismatch, CorruptData."""
+        while True:
+            with trio.move_on_after(self._timeout_s):
+                reply = await self._ask_patiently(group, row, member, message, payload)
+                if reply is not None:
+                    return reply
+            group.check_still(row)
+            await self._drop(group, row, member)
+
+    async def _ask_patiently(
+        self, group: Group, row: Row, member: Member, message: Any, payload: Buffer
+    ) -> Reply | None:
+        """None if only dropping the member helps."""
+        address = self._membership.address_of(member)
+        while address is not None:
+            try:
+                return await self._peers.to(address).call(message, payload)
+            except (BaseMismatch, CorruptData):
+                raise
+            except ConnectionRefused:
+                return None
+            except NotALeader as error:
+                log.info("placement group %d epoch %d: node %d says: %s", group.pg, row.epoch, member.node, error)
+                await self._refresh_quietly()
+            except (Unreachable, Overloaded, BadChecksum, NotServing) as error:
+                log.debug("placement group %d: node %d: %s", group.pg, member.node, error)
+            except FsError as error:
+                log.warning("placement group %d: node %d cannot follow: %s", group.pg, member.node, error)
+                return None
+            group.check_still(row)
+            await trio.sleep(RETRY_S)
+            group.check_still(row)
+        return None
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self._membership.refresh()
+        except NotServing as error:
+            log.debug("no map now: %s", error)
+
+    async def _drop(self, group: Group, row: Row, member: Member) -> None:
+        """Ask once, and give the new row time to arrive; the asker repeats while the row stays as it is."""
+        if row.active:
+            replica.check_lease(self._runtime.clock.monotonic(), self._membership.lease_until)
+        log.warning(
+            "placement group %d epoch %d: node %d is silent, asking to drop it", group.pg, row.epoch, member.node
+        )
+        await self._membership.change_row(DropMember(group.pg, row.epoch, self._membership.me, member))
+        group.check_still(row)
+        await trio.sleep(RETRY_S)
+        group.check_still(row)
+
+    async def ask_once(self, member: Member, message: Any) -> Reply | None:
+        """An answer that one can do without."""
+        address = self._membership.address_of(member)
+        if address is None:
+            return None
+        with trio.move_on_after(self._timeout_s):
+            try:
+                return await self._peers.to(address).call(message)
+            except FsError as error:
+                log.warning("node %d does not help with %s: %s", member.node, type(message).__name__, error)
+        return None
+
+
+async def together(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run all at once; the first failure ends the rest and is raised, alone."""
+    failures: list[Exception] = []
+
+    async def guarded(task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except (FsError, RowChanged) as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for task in tasks[1:]:
+            nursery.start_soon(guarded, task)
+        if tasks:
+            await guarded(tasks[0])
+    if failures:
+        raise failures[0]

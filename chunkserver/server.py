@@ -1,0 +1,204 @@
+"""A chunkserver: one data directory, put together and run.
+
+begin_life (R1) ─> open the store ─> listen ─> register ─> fetch the map (R14) ─> beat, serve, lead
+                                                                                   └ DiskFailed ends it all (R12)
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import trio
+
+from chunkserver.carrier import Carrier
+from chunkserver.figures import MachineFigures, machine_figures
+from chunkserver.follower import Follower
+from chunkserver.identity import Identity, begin_life, check_file_system, save
+from chunkserver.leader import Leader
+from chunkserver.members import Members
+from chunkserver.report import Membership, Registration
+from chunkserver.service import ChunkService
+from chunkserver.serving import Serving
+from chunkserver.store import SEGMENT_SIZE, ChunkStore, open_store
+from fsd import __version__
+from fsd.cluster.map import ClusterMap
+from fsd.core.errors import ConfigurationError, ForeignFileSystem, NotServing
+from fsd.core.ids import NodeId
+from fsd.core.units import BLOCK_SIZE, GIB
+from fsd.protocol.cluster import NodeLoad
+from fsd.rpc.client import ChannelPool
+from fsd.rpc.connection import only_error
+from fsd.rpc.server import serve
+from fsd.runtime import Runtime
+from fsd.runtime.storage import DataDirectory
+from fsd.wire.handshake import Hello, Welcome
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 5.0
+MAP_RETRY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkServerOptions:
+    """`advertise`: the address that others use, if not the one that was bound. `weight`: capacity in bytes, if not the
+    disk's. `member_timeout_s`: how long a member may be silent before it is dropped from a row (R5)."""
+
+    listen: str
+    metadata: tuple[str, ...]
+    zone: str = "default"
+    advertise: str | None = None
+    weight: int | None = None
+    reserve_bytes: int = GIB
+    segment_size: int = SEGMENT_SIZE
+    member_timeout_s: float = 1.5
+
+
+class ChunkServer:
+    """`measure`: the machine's figures; the default asks psutil."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        directory: DataDirectory,
+        options: ChunkServerOptions,
+        *,
+        measure: Callable[[], MachineFigures] = machine_figures,
+    ) -> None:
+        if not options.metadata:
+            raise ConfigurationError("a chunkserver needs the address of a metadata server")
+        if options.segment_size <= 0 or options.segment_size % BLOCK_SIZE:
+            raise ConfigurationError(f"a segment of {options.segment_size} bytes is no multiple of {BLOCK_SIZE}")
+        self._runtime = runtime
+        self._directory = directory
+        self._options = options
+        self._measure = measure
+        self._identity = Identity()
+        self._store: ChunkStore | None = None
+        self._membership: Membership | None = None
+        self._carrier: Carrier | None = None
+
+    @property
+    def node(self) -> NodeId:
+        """0 until the first registration."""
+        return NodeId(self._identity.node)
+
+    @property
+    def incarnation(self) -> int:
+        return self._identity.incarnation
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Serve until cancelled; `started` with the address when it listens (registration goes on in the background).
+
+        Raises FormatError, ForeignFileSystem, VersionMismatch, ConfigurationError, DiskFailed."""
+        self._identity = await begin_life(self._directory, self._options.segment_size)
+        store, damaged = await open_store(
+            self._directory, segment_size=self._identity.segment_size, reserve_bytes=self._options.reserve_bytes
+        )
+        self._store = store
+        try:
+            await self._run_parts(store, damaged, task_status)
+        except BaseExceptionGroup as group:
+            error = only_error(group)
+            if error is not None:
+                raise error from None
+            raise
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await store.aclose()
+        raise AssertionError("unreachable")
+
+    async def _run_parts(self, store: ChunkStore, damaged: bool, task_status: trio.TaskStatus[str]) -> None:
+        listener = await self._runtime.network.listen(self._options.listen)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.run)
+                service = self._put_together(nursery, store)
+                address = self._options.advertise or listener.address
+                weight = self._options.weight if self._options.weight is not None else store.total_bytes()
+                registration = Registration(self.incarnation, address, self._options.zone, weight, damaged)
+                nursery.start_soon(self._belong, registration)
+                task_status.started(listener.address)
+                await serve(listener, service, self._welcome)
+        finally:
+            listener.close()
+
+    def _put_together(self, nursery: trio.Nursery, store: ChunkStore) -> ChunkService:
+        runtime = self._runtime
+        peers = ChannelPool(runtime, nursery, self._hello)
+
+        def on_map(cluster_map: ClusterMap) -> None:
+            leader.adopt(cluster_map)
+
+        membership = Membership(runtime, nursery, self._options.metadata, self._hello, on_map)
+        membership.me = self._identity.member
+        members = Members(runtime, membership, peers, self._options.member_timeout_s)
+        carrier = Carrier(nursery, store, membership, members)
+        leader = Leader(nursery, store, membership, members, carrier)
+        self._membership, self._carrier = membership, carrier
+        serving = Serving(runtime, store, membership, leader, carrier)
+        return ChunkService(membership, serving, Follower(store, membership, leader))
+
+    async def _belong(self, registration: Registration) -> None:
+        """Register, learn who we are, fetch the map; then heartbeats for ever."""
+        membership = self._membership
+        assert membership is not None
+        registered = await membership.register(registration)
+        check_file_system(self._identity, registered.file_system, self._directory.name)
+        if (self._identity.node, self._identity.file_system) != (registered.node, registered.file_system):
+            known = replace(self._identity, node=registered.node, file_system=registered.file_system)
+            self._identity = await save(self._directory, known)
+        membership.me = self._identity.member
+        log.info(
+            "node %d incarnation %d of file system %s serves at %s",
+            self.node,
+            self.incarnation,
+            registered.file_system,
+            registration.address,
+        )
+        while membership.map is None:
+            try:
+                await membership.refresh()
+            except NotServing as error:
+                log.info("%s", error)
+                await trio.sleep(MAP_RETRY_S)
+        await membership.beat_for_ever(registration, self._load)
+
+    def _load(self) -> NodeLoad:
+        store = self._store
+        assert store is not None
+        machine = self._measure()
+        return NodeLoad(
+            total_bytes=store.total_bytes(),
+            free_bytes=store.free_bytes(),
+            chunks=store.chunks,
+            cpu_percent=machine.cpu_percent,
+            memory_percent=machine.memory_percent,
+            read_bytes=store.read_bytes,
+            written_bytes=store.written_bytes,
+        )
+
+    def _hello(self) -> Hello:
+        identity = self._identity
+        return Hello(
+            "chunkserver",
+            self._directory.name,
+            __version__,
+            identity.file_system,
+            NodeId(identity.node),
+            identity.incarnation,
+        )
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        identity = self._identity
+        if hello.file_system and identity.file_system and hello.file_system != identity.file_system:
+            raise ForeignFileSystem(
+                f"this node belongs to file system {identity.file_system}, {hello.name} to {hello.file_system}"
+            )
+        return Welcome("chunkserver", __version__, identity.file_system, NodeId(identity.node), identity.incarnation)
+
+    async def goodbye(self) -> None:
+        """Before a clean stop: serve nothing any more and tell the metadata server. Bounded."""
+        if self._membership is not None:
+            await self._membership.goodbye()

@@ -1,0 +1,113 @@
+"""What a chunkserver answers: from each message of fsd.protocol.chunk to the part that carries it out."""
+
+from typing import Any
+
+from chunkserver.carrier import Request
+from chunkserver.follower import Follower
+from chunkserver.report import Membership
+from chunkserver.serving import Serving
+from fsd.cluster.map import pg_of, pool_of
+from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, ProtocolError
+from fsd.core.ids import ChunkId, PgId
+from fsd.protocol.chunk import (
+    Change,
+    InspectChunks,
+    InspectGroup,
+    ListChunks,
+    ListInFlight,
+    PullChunk,
+    ReadChunk,
+    ReadCopy,
+    Replicate,
+    TruncateChunk,
+    WriteChunk,
+)
+from fsd.protocol.metadata import MapChanged
+from fsd.rpc.connection import Peer
+from fsd.wire.frame import Buffer
+
+
+class ChunkService:
+    def __init__(self, membership: Membership, serving: Serving, follower: Follower) -> None:
+        self._membership = membership
+        self._serving = serving
+        self._follower = follower
+
+    async def handle(self, peer: Peer, message: Any, payload: Buffer) -> Any:
+        """A failing disk is this server's end, not its clients': they are told to come back (R11, R12)."""
+        try:
+            return await self._dispatch(message, payload)
+        except DiskFailed as error:
+            raise NotServing(f"this node's disk failed: {error}") from None
+
+    async def _dispatch(self, message: Any, payload: Buffer) -> Any:
+        match message:
+            case ReadChunk():
+                self._check_range(message.where.pg, message.chunk, message.offset, message.length)
+                return await self._serving.read(message)
+            case WriteChunk():
+                return await self._write(message, payload)
+            case Replicate():
+                return await self._follower.replicate(message, payload)
+            case TruncateChunk():
+                return await self._truncate(message)
+            case ListInFlight():
+                return await self._follower.list_in_flight(message)
+            case ListChunks():
+                return await self._follower.list_chunks(message)
+            case PullChunk():
+                return await self._follower.pull(message)
+            case InspectChunks():
+                return self._follower.inspect_chunks(message)
+            case InspectGroup():
+                return self._follower.inspect_group(message)
+            case ReadCopy():
+                return await self._follower.read_copy(message)
+            case MapChanged():
+                self._membership.hear_of(message.map_epoch)
+                return None
+            case _:
+                raise ProtocolError(f"a chunkserver answers no {type(message).__name__}")
+
+    async def _write(self, message: WriteChunk, payload: Buffer) -> Any:
+        if not len(payload):
+            raise InvalidArgument("a write without bytes")
+        self._check_range(message.where.pg, message.chunk, message.offset, len(payload))
+        return await self._serving.change(
+            Request(
+                where=message.where,
+                session=message.session,
+                number=message.number,
+                chunk=message.chunk,
+                change=Change.WRITE,
+                offset=message.offset,
+                data=payload,
+                checksums=message.checksums,
+            )
+        )
+
+    async def _truncate(self, message: TruncateChunk) -> Any:
+        self._check_range(message.where.pg, message.chunk, 0, message.length)
+        return await self._serving.change(
+            Request(
+                where=message.where,
+                session=message.session,
+                number=message.number,
+                chunk=message.chunk,
+                change=Change.TRUNCATE,
+                length=message.length,
+            )
+        )
+
+    def _check_range(self, pg: PgId, chunk: ChunkId, offset: int, length: int) -> None:
+        cluster_map = self._membership.known_map()
+        if offset < 0 or length < 0 or offset + length > cluster_map.chunk_size:
+            raise InvalidArgument(f"{length} bytes at {offset} do not fit into a chunk of {cluster_map.chunk_size}")
+        if pg_of(pool_of(pg), chunk, cluster_map.pg_count) != pg:
+            raise InvalidArgument(f"chunk {chunk} is not in placement group {pg}")
+
+    def arrived(self, peer: Peer, message: Any) -> None:
+        pass
+
+    def disconnected(self, peer: Peer) -> None:
+        pass
