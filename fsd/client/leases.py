@@ -175,5 +175,6 @@ class LeaseTable:
         lease = self.get(ino)
         with trio.move_on_after(patience_s):
             while lease.users:
-                lease.idle = lease.idle or trio.Event()
+                if lease.idle is None:
+                    lease.idle = trio.Event()
                 await lease.idle.wait()
