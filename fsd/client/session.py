@@ -170,9 +170,7 @@ class Session:
     async def _until_answered(self, call: Callable[[Peer], Awaitable[Any]]) -> Any:
         attempt = 0
         while True:
-            await self._live.wait()
-            peer = self._peer
-            assert peer is not None
+            peer = await self._connected()
             try:
                 return (await call(peer)).message
             except (SessionEvicted, SessionUnknown):
@@ -212,15 +210,13 @@ class Session:
         attempt = 0
         try:
             while True:
-                await self._live.wait()
+                peer = await self._connected()
                 if self.id != session:
                     if unknown:
                         raise SessionEvicted(
                             f"session {session} was evicted while {type(operation).__name__} was under way"
                         )
                     raise SessionReplaced
-                peer = self._peer
-                assert peer is not None
                 request = Execute(session, number, numbers.floor(), operation, lease, keep_open)
                 try:
                     return (await peer.call(request)).message
@@ -235,6 +231,13 @@ class Session:
         finally:
             numbers.answered(number)
             del self._outstanding[call]
+
+    async def _connected(self) -> Peer:
+        """The connection on which the session is live; it may be gone again before whoever waited for it runs."""
+        while True:
+            await self._live.wait()
+            if self._peer is not None:
+                return self._peer
 
     async def _pause(self, attempt: int) -> None:
         await trio.sleep(pause_s(attempt, self._runtime.random, 0.01, 1.0))
