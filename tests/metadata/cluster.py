@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from fsd.core.errors import FsError, Unreachable
-from fsd.core.ids import Ino, LayerId, RequestNumber
+from fsd.core.ids import ROOT_INO, Ino, LayerId, RequestNumber
 from fsd.namespace.operations import Create, Mkdir, Operation, Unlink, WriteInline
 from fsd.protocol import cluster as c
 from fsd.protocol import metadata as m
@@ -161,23 +161,23 @@ class FakeClient:
         request = m.Execute(self.id, RequestNumber(number), RequestNumber(1), operation, lease, keep_open)
         return await self.ask(request)
 
-    async def create(self, name: bytes, *, parent: Ino = Ino(1), lease: m.LeaseMode = m.LeaseMode.NONE) -> Ino:
+    async def create(self, name: bytes, *, parent: Ino = ROOT_INO, lease: m.LeaseMode = m.LeaseMode.NONE) -> Ino:
         ino = self.new_id()
         await self.execute(Create(*self.base(), parent, name, ino, 0o644), lease=lease)
         return ino
 
-    async def mkdir(self, name: bytes, *, parent: Ino = Ino(1)) -> Ino:
+    async def mkdir(self, name: bytes, *, parent: Ino = ROOT_INO) -> Ino:
         ino = self.new_id()
         await self.execute(Mkdir(*self.base(), parent, name, ino, 0o755))
         return ino
 
-    async def unlink(self, name: bytes, *, parent: Ino = Ino(1), keep_open: bool = False) -> m.Executed:
+    async def unlink(self, name: bytes, *, parent: Ino = ROOT_INO, keep_open: bool = False) -> m.Executed:
         return await self.execute(Unlink(*self.base(), parent, name), keep_open=keep_open)
 
     async def write(self, ino: Ino, contents: bytes) -> m.Executed:
         return await self.execute(WriteInline(*self.base(), ino, contents))
 
-    async def lookup(self, name: bytes, *, parent: Ino = Ino(1)) -> m.Entry:
+    async def lookup(self, name: bytes, *, parent: Ino = ROOT_INO) -> m.Entry:
         return await self.ask(m.Lookup(self.id, parent, name))
 
     async def get(self, ino: Ino, lease: m.LeaseMode = m.LeaseMode.SHARED) -> m.Entry:
