@@ -56,9 +56,9 @@ class Nemesis:
         alive = [host for host in self.cluster.clients if host.up]
         return self.random.choice(alive) if alive else None
 
-    def primary(self) -> Host:
-        """The node that leads most, by the map as the authority has it; or any."""
-        return self.cluster.busiest_primary() or self.node()
+    async def primary(self) -> Host:
+        """The node that leads most, by the newest map that can be had; or any."""
+        return await self.cluster.busiest_primary() or self.node()
 
     def briefly_s(self) -> float:
         return self.random.choice((0.2, 1.0, 3.0, 8.0, 12.0))
@@ -69,7 +69,7 @@ class Nemesis:
         await self.kill_and_boot(self.node())
 
     async def kill_primary(self) -> None:
-        await self.kill_and_boot(self.primary())
+        await self.kill_and_boot(await self.primary())
 
     async def kill_metadata(self) -> None:
         await self.kill_and_boot(self.cluster.metadata)
@@ -86,7 +86,7 @@ class Nemesis:
 
     async def kill_twice(self) -> None:
         """A node that dies again while it comes back, or another as soon as the first is back."""
-        first = self.primary()
+        first = await self.primary()
         await self.kill_and_boot(first)
         await trio.sleep(self.random.uniform(0, 1.5))
         await self.kill_and_boot(self.random.choice((first, self.node())))
@@ -118,7 +118,7 @@ class Nemesis:
         await self.pause(self.random.choice(hosts))
 
     async def pause_primary(self) -> None:
-        await self.pause(self.primary(), self.random.choice((3.0, 9.0, 14.0)))
+        await self.pause(await self.primary(), self.random.choice((3.0, 9.0, 14.0)))
 
     async def pause_client(self) -> None:
         host = self.client()
@@ -138,7 +138,7 @@ class Nemesis:
 
     async def cut_primary_from_authority(self) -> None:
         """The primary, maybe some clients with it, cannot reach the authority, nor maybe the other nodes."""
-        primary = self.primary()
+        primary = await self.primary()
         far = [self.cluster.metadata]
         if self.random.random() < 0.5:
             far += [node for node in self.cluster.nodes if node is not primary]
@@ -198,7 +198,7 @@ class Nemesis:
 
     async def flip_bits(self) -> None:
         """On one and the same node all along, so that there is a good copy as long as another lives."""
-        self.flipped = self.flipped or self.primary()
+        self.flipped = self.flipped or await self.primary()
         self.cluster.history.corrupt_allowed = True
         for _ in range(self.random.randint(1, 4)):
             self.kernel.trace("flip", self.flipped.name, self.flipped.disk.flip_bit())

@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 
+from chunkserver.figures import MachineFigures
 from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.client.filesystem import open_filesystem
 from fsd.client.options import ClientOptions
@@ -119,6 +120,7 @@ class Cluster:
         self._prepared = trio.Event()
         self._pool: ChannelPool | None = None
         self._status: StatusReply | None = None
+        self.map: ClusterMap | None = None
 
     def hosts(self) -> list[Host]:
         return [self.metadata, *self.nodes, *self.clients]
@@ -153,7 +155,8 @@ class Cluster:
             reserve_bytes=SEGMENT_SIZE,
             segment_size=SEGMENT_SIZE,
         )
-        process.app = ChunkServer(process.runtime, process.open_directory(), options)
+        directory = process.open_directory()
+        process.app = ChunkServer(process.runtime, directory, options, measure=lambda: MachineFigures(0.0, 0.0))
         await process.app.run()
 
     async def _run_client(self, process: Process) -> None:
@@ -212,31 +215,33 @@ class Cluster:
 
     # --- looking ---
 
-    def busiest_primary(self) -> Host | None:
-        """From the server's own map, without a message: faults are aimed by an observer who sees everything."""
-        cluster_map = self.map_of_authority()
-        if cluster_map is None:
+    async def busiest_primary(self) -> Host | None:
+        """The node that leads most groups."""
+        with trio.move_on_after(0.3):
+            await self.look_at_map()
+        if self.map is None:
             return None
         counts: dict[int, int] = {}
-        for row in cluster_map.rows:
+        for row in self.map.rows:
             if row.primary is not None:
                 counts[row.primary.node] = counts.get(row.primary.node, 0) + 1
         ranked = sorted(counts, key=lambda node: (-counts[node], node))
-        addresses = {node.node: node.address for node in cluster_map.nodes}
+        addresses = {node.node: node.address for node in self.map.nodes}
         for node in ranked:
             name = addresses[NodeId(node)].rpartition(":")[0]
             return next(host for host in self.nodes if host.name == name)
         return None
 
-    def map_of_authority(self) -> ClusterMap | None:
-        process = self.metadata.process
-        if process is None or not process.alive or process.app is None:
-            return None
-        return process.app.cluster_map
+    async def look_at_map(self) -> ClusterMap:
+        reply: MapReply = (await self.ask(METADATA, GetMap())).message
+        assert reply.map is not None
+        self.map = reply.map
+        return reply.map
 
     async def ask(self, address: str, message: Any) -> Any:
         """As an administrator, until there is an answer."""
-        assert self._pool is not None
+        while self._pool is None:
+            await trio.sleep(0.01)
         while True:
             with suppress(FsError):
                 return await self._pool.to(address).call(message)
@@ -341,8 +346,7 @@ class Cluster:
 
     async def _compare_replicas(self, flipped: Host | None) -> None:
         """I4: all members of a group hold the same chunks, byte for byte."""
-        cluster_map = (await self._map()) or self.map_of_authority()
-        assert cluster_map is not None
+        cluster_map = await self.look_at_map()
         addresses = {node.node: node.address for node in cluster_map.nodes}
         for row in cluster_map.rows:
             copies: list[tuple[str, list[ChunkSummary]]] = []
@@ -381,10 +385,6 @@ class Cluster:
             if page.end:
                 return found
             after = page.chunks[-1].chunk
-
-    async def _map(self) -> ClusterMap | None:
-        reply: MapReply = (await self.ask(METADATA, GetMap())).message
-        return reply.map
 
 
 def run_seed(seed: int, plan: Plan | None = None, trace: Callable[[str], None] | None = None) -> Outcome:

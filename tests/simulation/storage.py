@@ -221,7 +221,7 @@ class SimKeyValue(_Handle):
         return self._store.durable
 
     async def aclose(self) -> None:
-        if self._process is None or self._process.alive:
+        if self._broken is None and (self._process is None or self._process.alive):
             await self.durable()
         self._broken = self._broken or f"{self._disk.name}: closed"
 

@@ -1,0 +1,293 @@
+"""Planted bugs: each takes one rule away from the code that users run, and the simulator must notice.
+
+`python -m tests.simulation --mutation NAME` shows how many seeds it takes. A bug that random faults find too rarely has a
+scenario that is aimed at it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import chunkserver.replica
+import chunkserver.store
+import fsd.client.chunks
+import fsd.client.contents
+import fsd.client.core
+import fsd.client.leases
+import fsd.client.session
+import fsd.client.writeback
+import metadata.leases
+import metadata.live
+import metadata.membership
+import metadata.sessions
+import metadata.store
+from fsd.cluster.map import Row
+from fsd.core.ids import Incarnation, Member
+from tests.simulation.nemesis import CRASHES, CUTS, POWER, ROT, Nemesis
+from tests.simulation.scenario import Outcome, Plan, run_seed
+
+Patch = tuple[Any, str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """`seeds`: within how many it must be found. `change` aims the seed's plan."""
+
+    name: str
+    patches: Callable[[], list[Patch]]
+    seeds: int
+    change: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def plan(self, seed: int) -> Plan:
+        return dataclasses.replace(Plan.of(seed), **self.change)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        patches = [patch.object(target, name, new) for target, name, new in self.patches()]
+        for each in patches:
+            each.start()
+        try:
+            yield
+        finally:
+            for each in reversed(patches):
+                each.stop()
+
+    def hunt(self, start: int = 0) -> Outcome | None:
+        """The first seed that finds it."""
+        with self.planted():
+            for seed in range(start, start + self.seeds):
+                outcome = run_seed(seed, self.plan(seed))
+                if outcome.fault:
+                    return outcome
+        return None
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def never(*_: Any, **__: Any) -> bool:
+    return False
+
+
+def always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def none(*_: Any, **__: Any) -> list[Any]:
+    return []
+
+
+async def nothing_async(*_: Any, **__: Any) -> None:
+    return None
+
+
+# --- chunkservers -----------------------------------------------------------------------------------------------------
+
+replica = chunkserver.replica
+
+
+def no_epoch_check() -> list[Patch]:
+    """Without the lease check as well: the two mask each other."""
+    names = ("check_asker", "check_promise", "check_epoch", "check_lease", "check_primary", "check_sender")
+    return [(replica, name, nothing) for name in names]
+
+
+def acknowledge_before_the_secondary() -> list[Patch]:
+    return [(replica, "must_answer", none)]
+
+
+def forget_chunk_request_numbers() -> list[Patch]:
+    return [(replica, "already_applied", never)]
+
+
+def serve_after_the_lease() -> list[Patch]:
+    return [(replica, "check_lease", nothing)]
+
+
+def no_settling() -> list[Patch]:
+    return [(replica, "settle_list", none)]
+
+
+def no_checksums() -> list[Patch]:
+    return [
+        (chunkserver.store, "verify_blocks", nothing),
+        (chunkserver.store, "verify_pieces", nothing),
+        (fsd.client.chunks.Chunks, "verify", always),
+    ]
+
+
+def no_fence() -> list[Patch]:
+    return [(replica, "check_fence", nothing)]
+
+
+def garbage_of_the_returned_wins() -> list[Patch]:
+    def accepts(*, present: Any, order: Any, resync: bool, syncing: bool, epoch: Any) -> bool:
+        return present < order
+
+    return [(replica, "accepts", accepts)]
+
+
+# --- the authority ----------------------------------------------------------------------------------------------------
+
+
+def keep_a_restarted_member_in_sync() -> list[Patch]:
+    register = metadata.membership.Membership.register
+
+    def registered(self: Any, node: Any, incarnation: int, *rest: Any, **named: Any) -> Any:
+        result = register(self, node, incarnation, *rest, **named)
+        new = Member(result, Incarnation(incarnation))
+
+        def renamed(members: tuple[Member, ...]) -> tuple[Member, ...]:
+            return tuple(new if member.node == result else member for member in members)
+
+        for pg, row in self.facts.rows.items():
+            self.facts.rows[pg] = dataclasses.replace(
+                row,
+                primary=new if row.primary is not None and row.primary.node == result else row.primary,
+                in_sync=renamed(row.in_sync),
+                syncing=renamed(row.syncing),
+                base=renamed(row.base),
+            )
+        return result
+
+    return [(metadata.membership.Membership, "register", registered)]
+
+
+def name_a_node_without_its_incarnation() -> list[Patch]:
+    def is_alive(nodes: Any, member: Member) -> bool:
+        node = nodes.get(member.node)
+        return node is not None and node.state is metadata.membership.NodeState.UP
+
+    def check_primary(row: Row, me: Member) -> None:
+        if row.primary is None or row.primary.node != me.node:
+            raise replica.StaleMap("another node leads")
+
+    def check_receiver(row: Row, me: Member) -> None:
+        if me.node not in [member.node for member in row.members()]:
+            raise replica.NotALeader("no member")
+
+    return [
+        (metadata.membership, "is_alive", is_alive),
+        (replica, "check_primary", check_primary),
+        (replica, "check_receiver", check_receiver),
+        (replica, "check_sender", nothing),
+    ]
+
+
+def evict_without_a_fence() -> list[Patch]:
+    return [(metadata.live.Sessions, "fence", nothing_async)]
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def forget_metadata_request_numbers() -> list[Patch]:
+    return [
+        (metadata.sessions.Session, "remembered", nothing),
+        (metadata.sessions.Session, "check_number", nothing),
+    ]
+
+
+def grant_what_others_hold() -> list[Patch]:
+    return [(metadata.leases.LeaseTable, "conflicts", none)]
+
+
+def answer_before_it_is_durable() -> list[Patch]:
+    return [(metadata.store.Store, "durable", nothing_async)]
+
+
+# --- clients ----------------------------------------------------------------------------------------------------------
+
+
+def act_on_after_a_recall() -> list[Patch]:
+    """Stop neither at the recall nor afterwards: the caches stay."""
+    return [
+        (fsd.client.leases.LeaseTable, "lower_usable", nothing),
+        (fsd.client.core.Core, "drop_caches", nothing),
+    ]
+
+
+def release_without_write_back() -> list[Patch]:
+    return [(fsd.client.core.Core, "write_back_before_release", nothing_async)]
+
+
+def trust_the_lease_for_ever() -> list[Patch]:
+    return [(fsd.client.session.Session, "is_valid", always)]
+
+
+def lose_the_end_of_a_flush() -> list[Patch]:
+    take = fsd.client.writeback.DirtyMap.take
+
+    def taken(self: Any, limit: int) -> Any:
+        result = take(self, limit)
+        extents = list(result.all_extents())
+        if len(extents) > 1:
+            last = extents[-1]
+            return_value = fsd.client.writeback.DirtyMap(result.chunk_size)
+            for extent in extents[:-1]:
+                return_value.write(extent.file_offset, extent.data)
+            del last
+            return return_value
+        return result
+
+    return [(fsd.client.writeback.DirtyMap, "take", taken)]
+
+
+def commit_the_size_before_the_bytes() -> list[Patch]:
+    contents = fsd.client.contents.Contents
+    write = contents._write_chunks
+
+    async def later(self: Any, data: Any, pieces: Any, session: Any) -> None:
+        self._core.nursery.start_soon(quietly, self, data, pieces, session)
+
+    async def quietly(self: Any, data: Any, pieces: Any, session: Any) -> None:
+        with fsd_errors():
+            await write(self, data, pieces, session)
+
+    return [(contents, "_write_chunks", later)]
+
+
+def show_what_was_cut() -> list[Patch]:
+    async def clear_behind(self: Any, file: Any, content: Any, *_: Any) -> Any:
+        return content
+
+    return [(fsd.client.contents.Contents, "clear_behind", clear_behind)]
+
+
+@contextmanager
+def fsd_errors() -> Iterator[None]:
+    try:
+        yield
+    except fsd.client.contents.FsError:
+        pass
+
+
+crashes, cuts, rot, power = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER)
+isolate = (Nemesis.cut_primary_from_authority, Nemesis.pause_primary)
+evict = (Nemesis.cut_client_from_authority, Nemesis.pause_client)
+
+MUTATIONS = [
+    Mutation("no epoch check", no_epoch_check, 60, {"faults": isolate, "strikes": 4, "clients": 3, "steps": 40}),
+    Mutation("acknowledge before the secondary", acknowledge_before_the_secondary, 20),
+    Mutation("forget chunk request numbers", forget_chunk_request_numbers, 60, {"faults": crashes + cuts}),
+    Mutation("serve after the lease", serve_after_the_lease, 60, {"faults": isolate, "strikes": 4, "clients": 3}),
+    Mutation("no settling", no_settling, 60, {"faults": crashes}),
+    Mutation("no checksums", no_checksums, 40, {"faults": rot}),
+    Mutation("no fence", no_fence, 60, {"faults": evict, "clients": 3, "steps": 40}),
+    Mutation("garbage of the returned wins", garbage_of_the_returned_wins, 60, {"faults": crashes}),
+    Mutation("keep a restarted member in sync", keep_a_restarted_member_in_sync, 40, {"faults": crashes}),
+    Mutation("name a node without its incarnation", name_a_node_without_its_incarnation, 40, {"faults": crashes}),
+    Mutation("evict without a fence", evict_without_a_fence, 60, {"faults": evict, "clients": 3, "steps": 40}),
+    Mutation("forget metadata request numbers", forget_metadata_request_numbers, 60, {"faults": cuts}),
+    Mutation("grant what others hold", grant_what_others_hold, 10),
+    Mutation("answer before it is durable", answer_before_it_is_durable, 40, {"faults": power}),
+    Mutation("act on after a recall", act_on_after_a_recall, 10),
+    Mutation("release without write-back", release_without_write_back, 10),
+    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, {"faults": evict, "clients": 3, "steps": 40}),
+    Mutation("lose the end of a flush", lose_the_end_of_a_flush, 10),
+    Mutation("commit the size before the bytes", commit_the_size_before_the_bytes, 40, {"faults": crashes}),
+    Mutation("show what was cut", show_what_was_cut, 40),
+]
