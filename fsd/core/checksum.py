@@ -21,9 +21,7 @@ def block_checksums(data: bytes | bytearray | memoryview, chunk_offset: int = 0)
     return tuple(zlib.crc32(piece) for _, piece in split_at_blocks(data, chunk_offset))
 
 
-def split_at_blocks(
-    data: bytes | bytearray | memoryview, chunk_offset: int
-) -> list[tuple[int, memoryview]]:
+def split_at_blocks(data: bytes | bytearray | memoryview, chunk_offset: int) -> list[tuple[int, memoryview]]:
     """(offset in the chunk, bytes) for every piece of `data` between block boundaries, without copying."""
     view = memoryview(data)
     pieces: list[tuple[int, memoryview]] = []
