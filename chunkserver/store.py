@@ -13,8 +13,8 @@ Cancelled before that step, a change leaves nothing; after it, everything.
 
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Never
 
@@ -134,6 +134,7 @@ class ChunkStore:
         self._work = trio.Event()
         self._freed: list[tuple[int, list[int]]] = []  # (sequence of the batch that freed them, blocks)
         self._stopped = False
+        self._failure: DiskFailed | None = None
         self._flight: dict[PgId, dict[ChunkId, Order]] = {}
         self.chunks = 0
         self.read_bytes = 0
@@ -200,9 +201,20 @@ class ChunkStore:
         """Chunks whose last change perhaps not all members have. Not to be changed."""
         return self._flight.get(pg, {})
 
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """R12: the first failure of the disk, whoever meets it, ends `run` and with it the server."""
+        try:
+            yield
+        except DiskFailed as error:
+            self._failure = self._failure or error
+            self._work.set()
+            raise
+
     async def durable(self) -> None:
         """Everything that is visible now is on stable storage."""
-        await self._keyvalue.durable()
+        with self._disk():
+            await self._keyvalue.durable()
         self._reuse_freed()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -247,7 +259,8 @@ class ChunkStore:
             return await self._compose(snapshot, record, first)
         segment, offset = self._place(record.blocks[first].location)
         length = (last - 1 - first) * BLOCK_SIZE + record.valid_length(last - 1)
-        data = await self._segments.read(segment, offset, length)
+        with self._disk():
+            data = await self._segments.read(segment, offset, length)
         verify_blocks(data, [entry.checksum for entry in record.blocks[first:last]], snapshot.chunk)
         return data
 
@@ -256,7 +269,8 @@ class ChunkStore:
         entry = record.blocks[index]
         content = bytearray(record.valid_length(index))
         if entry.location:
-            stored = await self._segments.read(*self._place(entry.location), entry.stored)
+            with self._disk():
+                stored = await self._segments.read(*self._place(entry.location), entry.stored)
             if zlib.crc32(stored) != entry.stored_checksum:
                 raise CorruptData(f"block {index} of chunk {snapshot.chunk} fails its checksum")
             content[: len(stored)] = stored
@@ -337,7 +351,8 @@ class ChunkStore:
             self._reuse_freed()
             async with self._growing:
                 if self._blocks.free < count:
-                    await self._segments.grow()
+                    with self._disk():
+                        await self._segments.grow()
                     self._blocks.add_segment()
         for (index, _), block in zip(plan.writes, blocks, strict=True):
             plan.blocks[index] = plan.blocks[index]._replace(location=block + 1)
@@ -420,7 +435,8 @@ class ChunkStore:
         changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(old, plan)]
         if flight:
             changes += self._note_flight(before.pg, before.chunk, order, settled)
-        sequence = self._keyvalue.apply(changes) if changes else self._keyvalue.applied_sequence
+        with self._disk():
+            sequence = self._keyvalue.apply(changes) if changes else self._keyvalue.applied_sequence
         self.chunks += (plan is not None) - (before.record is not None)
         gone = _gone_blocks(old, plan)
         if gone:
@@ -470,6 +486,8 @@ class ChunkStore:
         try:
             while True:
                 await self._work.wait()
+                if self._failure is not None:
+                    raise self._failure
                 gathered = self._gather()
                 await self._segments.write([write for queued in gathered for write in queued.writes])
                 for queued in gathered:
