@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from fsd.cluster.map import ClusterMap, Row
+from fsd.cluster.map import ClusterMap, NodeState, Row
 from fsd.core.errors import ConnectionRefused, FsError, NotFound
 from fsd.core.ids import MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from fsd.protocol.cluster import NodeLoad
@@ -236,10 +236,13 @@ class Authority:
         """Durably refuse everything from a session (I13)."""
         await self.submit(lambda membership, now: membership.fence(session))
 
+    def has_nodes(self) -> bool:
+        return any(node.state is NodeState.UP for node in self.map.nodes)
+
     async def use_pool(self, pool: PoolId) -> None:
         """Have the pool's rows placed, now or as soon as a node is up."""
         if not self.membership.is_placed(pool):
-            await self.submit(lambda membership, now: membership.want_pool(pool))
+            await self.submit(lambda membership, now: membership.want_pool(pool, now))
 
     async def pool_for(self, replicas: int, min_replicas: int) -> PoolId:
         return await self.submit(lambda membership, now: membership.pool_for(replicas, min_replicas))

@@ -20,6 +20,7 @@ from fsd.core.errors import Busy, ForeignFileSystem, NotFound
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from metadata.records import MapHead, RowRecord
 
+PLACE_AFTER_S = 3.0  # how long a first placement waits for as many nodes as there are to be replicas
 REJOIN_AFTER_S = 10.0  # a member that its primary dropped, though its node is up, may come back no earlier
 
 
@@ -95,6 +96,11 @@ def may_drop(row: Row, epoch: PgEpoch, primary: Member, victim: Member) -> bool:
     return is_leader(row, epoch, primary) and victim in row.members() and victim != primary
 
 
+def may_place(up: int, replicas: int, waited_s: float) -> bool:
+    """A group is placed on as many nodes as it wants, or after a while on what there is."""
+    return up >= replicas or (up > 0 and waited_s >= PLACE_AFTER_S)
+
+
 def lease_s_for(nodes: dict[NodeId, Node], published: ClusterMap, member: Member, lease_s: float) -> float:
     """R2: a lease only for a node that is up in its newest incarnation, in what was decided and in what was published."""
     shown = {node.node: node for node in published.nodes}
@@ -123,7 +129,7 @@ class Membership:
         self._lives = {node: Life(now, lost_since=now) for node in self.facts.nodes}
         self._doomed: dict[tuple[PgId, Member], float] = {}
         self._dropped: dict[tuple[PgId, NodeId], float] = {}
-        self._wanted_pools: dict[PoolId, None] = {}
+        self._wanted_pools: dict[PoolId, float] = {}
 
     @property
     def nodes(self) -> dict[NodeId, Node]:
@@ -207,9 +213,9 @@ class Membership:
             syncing = tuple(other for other in row.syncing if other != member)
             self.facts.rows[pg] = self._next(row, (*row.in_sync, member), syncing)
 
-    def want_pool(self, pool: PoolId) -> None:
-        """A volume of this pool is used: its rows are to be placed as soon as a node is up."""
-        self._wanted_pools[pool] = None
+    def want_pool(self, pool: PoolId, now: float) -> None:
+        """A volume of this pool is used: its rows are to be placed as soon as nodes are up."""
+        self._wanted_pools.setdefault(pool, now)
 
     def is_placed(self, pool: PoolId) -> bool:
         return PgId(pool << POOL_SHIFT) in self.facts.rows
@@ -237,7 +243,7 @@ class Membership:
 
     def settle(self, pg_count: int, now: float) -> None:
         """Apply the rules to every row."""
-        self._place_wanted(pg_count)
+        self._place_wanted(pg_count, now)
         for pg in list(self.facts.rows):
             row = self.facts.rows[pg]
             row = self._without_dead(row, now)
@@ -314,16 +320,15 @@ class Membership:
             return (pg, node) not in self._dropped
         return now - self._lives[node].lost_since >= self.rebuild_after_s
 
-    def _place_wanted(self, pg_count: int) -> None:
+    def _place_wanted(self, pg_count: int, now: float) -> None:
         up = [node for node in self.nodes.values() if node.state is NodeState.UP and node.weight > 0]
-        if not up:
-            return
-        for pool in self._wanted_pools:
-            if not self.is_placed(pool) and pool in self.facts.pools:
+        for pool, since in list(self._wanted_pools.items()):
+            if self.is_placed(pool):
+                del self._wanted_pools[pool]
+            elif may_place(len(up), self.facts.pools[pool].replicas, now - since):
                 for index in range(pg_count):
                     pg = PgId(pool << POOL_SHIFT | index)
                     self.facts.rows[pg] = first_row(pg, up, self.facts.pools[pool].replicas)
-        self._wanted_pools.clear()
 
     def _next(self, row: Row, in_sync: tuple[Member, ...], syncing: tuple[Member, ...]) -> Row:
         """The row's next epoch; not active until its primary has settled it (R7). Base stays."""

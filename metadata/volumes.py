@@ -61,7 +61,10 @@ class VolumeService:
         if self._store.volume_named(request.name) is not None:
             raise AlreadyExists(f"volume {request.name} exists")
         volume = self._make(request, pool)
-        await self._authority.use_pool(pool)
+        if (
+            self._authority.has_nodes()
+        ):  # else when it is opened: a first placement wants more than one node to choose from
+            await self._authority.use_pool(pool)
         await self._store.durable()
         return VolumeReply(volume)
 
@@ -95,7 +98,6 @@ class VolumeService:
         pool = volume.pool
         if (replicas, min_replicas) != (volume.replicas, volume.min_replicas):
             pool = await self._authority.pool_for(replicas, min_replicas)
-            await self._authority.use_pool(pool)
         volume = self._named(request.name)
         if pool != volume.pool:
             self._check_unused(volume)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fsd.cluster.map import NodeState, Row
 from fsd.core.errors import Busy, ForeignFileSystem
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgId, SessionId
-from metadata.membership import REJOIN_AFTER_S, Membership, leaders_from_base, may_shrink
+from metadata.membership import PLACE_AFTER_S, REJOIN_AFTER_S, Membership, leaders_from_base, may_place, may_shrink
 from metadata.records import MapHead, RowRecord
 
 GRACE_S = 8.0
@@ -32,7 +32,7 @@ class Scene:
         for n in range(1, nodes + 1):
             self.start(n)
         self.beat(*range(1, nodes + 1))
-        self.machine.want_pool(self.machine.pool_for(replicas, 1))
+        self.machine.want_pool(self.machine.pool_for(replicas, 1), self.now - PLACE_AFTER_S)
         self.settle()
 
     def start(self, n: int, *, damaged: bool = False) -> None:
@@ -295,6 +295,13 @@ def test_a_first_registration_whose_answer_was_lost_makes_no_second_node():
     assert fresh.register(NodeId(0), 1, "host:1", "z", 10, False, 0.0) == first
     fresh.heartbeat(Member(first, Incarnation(1)), 1.0)
     assert fresh.register(NodeId(0), 1, "host:1", "z", 10, False, 2.0) != first
+
+
+def test_a_first_placement_waits_a_moment_for_enough_nodes():
+    assert may_place(2, 2, 0.0)
+    assert not may_place(1, 2, 1.0)
+    assert may_place(1, 2, PLACE_AFTER_S)
+    assert not may_place(0, 2, 1000.0)
 
 
 def test_nobody_shrinks_onto_nobody_or_onto_a_corpse():
