@@ -66,6 +66,10 @@ class FileSystem:
             return 0.0
         return max(0.0, self._core.session.remaining_s())
 
+    def peek(self, ino: Ino) -> Inode | None:
+        """What `getattr` would answer now without asking anybody; None if it would have to ask."""
+        return self._core.cached_inode(ino)
+
     def forget(self, ino: Ino) -> None:
         """Nobody above caches the inode any more: its lease may go back, some time."""
         self._core.forget(ino)
