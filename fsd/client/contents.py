@@ -296,8 +296,8 @@ class Contents:
             if file.losses == losses:
                 self.give_back(file)
             self.account(file)
-            if isinstance(error, SessionReplaced):
-                raise SessionEvicted(f"session {session} was evicted while inode {file.ino} was written back") from None
+            if isinstance(error, SessionReplaced | SessionEvicted):
+                raise WriteLost(f"writes to inode {file.ino} are lost: session {session} was evicted") from None
             if isinstance(error, FsError) and file.losses == losses:
                 file.fail(error)
                 self._drain()
