@@ -55,6 +55,7 @@ from metadata.space import Space
 from metadata.store import Store, StoreView, drop, put, result_key
 from metadata.touched import grows, is_of_the_holder, new_ids, touched
 
+CLOCK_TOLERANCE_NS = 10_000_000
 MAX_PAGE = 1024  # entries of a directory in one answer
 
 
@@ -338,5 +339,6 @@ def changed_inodes(applied: Applied, reaped: Iterable[Ino]) -> tuple[Inode, ...]
 
 
 def not_from_the_future(operation: Operation, now_ns: int) -> Operation:
-    """A host whose clock is ahead does not write times from the future."""
-    return operation if operation.time_ns <= now_ns else dataclasses.replace(operation, time_ns=now_ns)
+    """A host whose clock is ahead does not write times from the future; what a client shows already is not changed for
+    the little by which it can misjudge the server's clock."""
+    return operation if operation.time_ns <= now_ns + CLOCK_TOLERANCE_NS else dataclasses.replace(operation, time_ns=now_ns)
