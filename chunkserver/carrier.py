@@ -12,7 +12,7 @@ A new row ends what was begun under the old one; its settling covers whatever th
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,9 +21,10 @@ import trio
 from chunkserver import replica
 from chunkserver.locks import KeyedLocks
 from chunkserver.members import RETRY_S, Members, together
+from chunkserver.reader import Snapshot, verify_pieces
 from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
-from chunkserver.store import ChunkBytes, ChunkStore, Prepared, Snapshot, verify_pieces
+from chunkserver.store import ChunkBytes, ChunkStore, Prepared
 from fsd.cluster.map import Row
 from fsd.core.errors import BaseMismatch, CorruptData, FsError, NotServing
 from fsd.core.ids import ChunkId, Member, Order, PgId, RequestNumber, SessionId
@@ -112,13 +113,13 @@ class Carrier:
 
     async def _prepare(self, group: Group, row: Row, chunk: ChunkId, request: Request | None) -> Prepared:
         if request is None:
-            await self._read_whole(group, row, chunk)  # repaired now if need be: no other copy has the new order
+            await self._read_whole(group, row, chunk, held=True)  # repaired now if need be: no copy has the new order
             return await self._store.prepare(group.pg, chunk, None)
         arguments = (group.pg, chunk, request.change, request.offset, request.length, request.data, request.checksums)
         try:
             return await self._store.prepare(*arguments)
         except CorruptData:
-            await self.repair(group, row, self._store.look(group.pg, chunk))
+            await self.repair(group, row, self._store.look(group.pg, chunk), held=True)
             return await self._store.prepare(*arguments)
 
     # --- mending ------------------------------------------------------------------------------------------------------
@@ -174,7 +175,9 @@ class Carrier:
         )
         return message, content.data
 
-    async def _read_whole(self, group: Group, row: Row, chunk: ChunkId) -> tuple[Snapshot, ChunkBytes]:
+    async def _read_whole(
+        self, group: Group, row: Row, chunk: ChunkId, *, held: bool = False
+    ) -> tuple[Snapshot, ChunkBytes]:
         repaired = False
         while True:
             snapshot = self._store.look(group.pg, chunk)
@@ -183,7 +186,7 @@ class Carrier:
             except CorruptData:
                 if repaired:
                     raise
-                await self.repair(group, row, snapshot)
+                await self.repair(group, row, snapshot, held=held)
                 repaired = True
                 continue
             if content is not None:
@@ -191,13 +194,16 @@ class Carrier:
 
     # --- repair (R13) -------------------------------------------------------------------------------------------------
 
-    async def repair(self, group: Group, row: Row, snapshot: Snapshot) -> None:
-        """Rewrite a rotten chunk from another member's copy of the same order. Raises CorruptData if there is none."""
+    async def repair(self, group: Group, row: Row, snapshot: Snapshot, *, held: bool = False) -> None:
+        """Rewrite a rotten chunk from another member's copy of the same order. Raises CorruptData if there is none.
+
+        `held`: the caller holds the store's lock of the chunk."""
         chunk = snapshot.chunk
         for member in replica.others(row.in_sync, self._membership.me):
             copy = await self._pull(group, row, member, snapshot)
             if copy is not None:
-                await self._rewrite(snapshot, copy)
+                async with nullcontext() if held else self._store.locked(group.pg, chunk):
+                    await self._rewrite(snapshot, copy)
                 self.repaired += 1
                 log.warning(
                     "chunk %s of placement group %d was rotten here, repaired from node %d",

@@ -6,9 +6,10 @@ epoch makes this node fetch the map first. A change is answered when it is durab
 
 from chunkserver import replica
 from chunkserver.leader import Leader
+from chunkserver.reader import Snapshot
 from chunkserver.replica import Group
 from chunkserver.report import Membership
-from chunkserver.store import ChunkStore, Snapshot
+from chunkserver.store import ChunkStore
 from fsd.cluster.map import Row
 from fsd.core.errors import InvalidArgument, NotALeader, NotServing
 from fsd.core.ids import NO_ORDER, ChunkId, Incarnation, Order, PgEpoch, PgId

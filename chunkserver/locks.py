@@ -1,6 +1,6 @@
 """One lock for each key while somebody holds or wants it; first come, first served."""
 
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
 from contextlib import asynccontextmanager
 
 import trio
@@ -29,17 +29,9 @@ class KeyedLocks:
         return key in self._locks
 
     @asynccontextmanager
-    async def hold(self, key: Hashable) -> AsyncIterator[None]:
+    async def hold(self, key: Hashable) -> AsyncGenerator[None]:
         await self.acquire(key)
         try:
             yield
         finally:
             self.release(key)
-
-    async def wait_free(self, key: Hashable) -> None:
-        """Return at once, without a checkpoint, if nobody holds it; else when it was free for a moment."""
-        while key in self._locks:
-            async with self.hold(key):
-                pass
-            if key not in self._locks or not self._locks[key].statistics().tasks_waiting:
-                break

@@ -87,6 +87,7 @@ class Membership:
         self.map: ClusterMap | None = None
         self.me = Member(NodeId(0), Incarnation(0))
         self.lease_until = -1.0
+        self.registered = False
         self.stopping = False
 
     # --- what is known ------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class Membership:
 
     def hear_of(self, epoch: MapEpoch) -> None:
         """Somebody says that there is a map of this epoch: fetch it in the background if it is news."""
-        if (self.map is None or epoch > self.map.epoch) and epoch > self._wanted:
+        if self.registered and (self.map is None or epoch > self.map.epoch) and epoch > self._wanted:
             self._wanted = epoch
             self._nursery.start_soon(self._fetch_quietly)
 
@@ -124,7 +125,11 @@ class Membership:
         return self.known_map()
 
     async def refresh(self) -> None:
-        """Ask for the newest map once. Raises NotServing if the metadata server does not answer."""
+        """Ask for the newest map once. Raises NotServing if the metadata server does not answer.
+
+        Not before this life is registered: a map that does not name it yet must not be taken for the truth about it."""
+        if not self.registered:
+            raise NotServing("this node is not registered yet")
         waiting = self._fetching
         if waiting is not None:
             await (
@@ -237,8 +242,8 @@ class Membership:
                 await self._beat(load())
             except SessionUnknown:
                 if not self.stopping:
+                    log.warning("the metadata server does not know this node any more: registering again")
                     await self.register(registration)
-                    continue
             except FsError as error:
                 log.info("heartbeat: %s", error)
             await trio.sleep(max(0.0, sent_at + BEAT_S - trio.current_time()))

@@ -150,6 +150,7 @@ class ChunkServer:
             known = replace(self._identity, node=registered.node, file_system=registered.file_system)
             self._identity = await save(self._directory, known)
         membership.me = self._identity.member
+        membership.registered = True
         log.info(
             "node %d incarnation %d of file system %s serves at %s",
             self.node,

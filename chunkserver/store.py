@@ -8,19 +8,18 @@ that freed it is durable. So a torn write hits nothing that anybody reads. Prepa
 its lock (`locked`); reading needs none: a read whose record has changed meanwhile says so, and is done again.
 
 `guard` runs in the same synchronous step as the batch: what it checks still holds when the change becomes visible.
-Cancelled before that step, a change leaves nothing; after it, everything.
+Cancelled before that step, a change leaves nothing; after it, everything. The first DiskFailed ends `run` (R12).
 """
 
 import logging
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from types import TracebackType
 from typing import NamedTuple, Never
 
 import trio
 
-from chunkserver.blocks import FreeBlocks
 from chunkserver.index import (
     CHUNK,
     FAMILIES,
@@ -38,61 +37,30 @@ from chunkserver.index import (
     parse_chunk_key,
     patch_key,
     summarize,
-    valid_length,
 )
-from chunkserver.layout import (
-    EMPTY,
-    Plan,
-    begin,
-    blocks_needed,
-    cut_block,
-    plan_truncate,
-    plan_whole,
-    plan_write,
-)
+from chunkserver.layout import EMPTY, Plan, begin, blocks_needed, cut_block, plan_truncate, plan_whole, plan_write
 from chunkserver.locks import KeyedLocks
-from fsd.core.checksum import block_checksums
-from fsd.core.errors import BadChecksum, CorruptData, DiskFailed, FsError, InvalidArgument, NoSpace
+from chunkserver.reader import Snapshot, compose, cut, read_blocks, verify_pieces
+from chunkserver.space import BlockSpace
+from fsd.core.errors import CorruptData, DiskFailed, InvalidArgument
 from fsd.core.ids import NO_ORDER, ChunkId, Order, PgEpoch, PgId
 from fsd.core.units import BLOCK_SIZE, MIB
 from fsd.protocol.chunk import AppliedRequest, Change, ChunkList, ChunkSummary
-from fsd.runtime.storage import DataDirectory, KeyChange, KeyValue, Segments, SegmentWrite
+from fsd.runtime.storage import DataDirectory, KeyChange, KeyValue
 from fsd.wire.frame import Buffer
 
 log = logging.getLogger(__name__)
 
 SEGMENT_SIZE = 256 * MIB
-MAX_WRITE_BYTES = 32 * MIB  # gathered into one synced write of the segments
-MAX_QUEUED_WRITES = 256
 FORGET_AT_ONCE = 64  # settled in-flight entries removed along with one change
 SCAN_PAGE = 1000
+INDEX_NAME, SEGMENTS_NAME = "index", "segments"
 
 Guard = Callable[[], None]
 
 
 def no_guard() -> None:
     """For changes that are right whatever happens meanwhile."""
-
-
-class Snapshot(NamedTuple):
-    """A chunk as it was at one moment. `record` is None if there was none."""
-
-    pg: PgId
-    chunk: ChunkId
-    raw: bytes | None
-    record: ChunkRecord | None
-
-    @property
-    def order(self) -> Order:
-        return self.record.order if self.record else NO_ORDER
-
-    @property
-    def length(self) -> int:
-        return self.record.length if self.record else 0
-
-    @property
-    def requests(self) -> tuple[AppliedRequest, ...]:
-        return self.record.requests if self.record else ()
 
 
 class ChunkBytes(NamedTuple):
@@ -106,92 +74,86 @@ class Prepared:
 
     before: Snapshot
     plan: Plan | None
-    blocks: list[int]
-
-
-@dataclass(slots=True)
-class _Queued:
-    writes: list[SegmentWrite]
-    size: int
-    done: trio.Event = field(default_factory=trio.Event)
-    error: FsError | None = None
+    locations: list[int]
 
 
 class ChunkStore:
     """Made by `open_store`; `run` is its writer task."""
 
-    def __init__(self, keyvalue: KeyValue, segments: Segments, reserve_bytes: int) -> None:
+    def __init__(self, keyvalue: KeyValue, space: BlockSpace) -> None:
         self._keyvalue = keyvalue
-        self._segments = segments
-        self._reserve_bytes = reserve_bytes
+        self._space = space
         self._locks = KeyedLocks()
-        self._blocks = FreeBlocks(segments.segment_size // BLOCK_SIZE)
-        for _ in range(segments.count()):
-            self._blocks.add_segment()
-        self._growing = trio.Lock()
-        self._queue: list[_Queued] = []
-        self._queue_room = trio.Semaphore(MAX_QUEUED_WRITES)
-        self._work = trio.Event()
-        self._freed: list[tuple[int, list[int]]] = []  # (sequence of the batch that freed them, blocks)
-        self._stopped = False
-        self._failure: DiskFailed | None = None
         self._flight: dict[PgId, dict[ChunkId, Order]] = {}
+        self._watch = _Watch(space)
         self.chunks = 0
         self.read_bytes = 0
         self.written_bytes = 0
+        self.free_bytes = space.free_bytes
+        self.total_bytes = space.total_bytes
+
+    async def run(self) -> Never:
+        """Write until cancelled. Raises DiskFailed: the service must end (R12)."""
+        await self._space.run()
+
+    async def aclose(self) -> None:
+        await self._keyvalue.aclose()
+        await self._space.aclose()
+
+    # --- at start -----------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
         """Read the whole index: which blocks are used, what is in flight. Raises CorruptData if anything does not fit."""
-        start, end = b"", b"\xff" * 20
-        while True:
-            page = self._keyvalue.scan(CHUNK, start, end, SCAN_PAGE)
+        for page in self._pages(CHUNK):
             for key, value in page:
-                self._load_chunk(key, decode_record(value))
-            if len(page) < SCAN_PAGE:
-                break
-            start = page[-1][0] + b"\0"
+                self._load_chunk(parse_chunk_key(key)[1], decode_record(value))
             await trio.lowlevel.checkpoint()
-        self._load_flight(end)
-
-    def _load_chunk(self, key: bytes, record: ChunkRecord) -> None:
-        if len(record.blocks) != -(-record.length // BLOCK_SIZE):
-            raise CorruptData(
-                f"chunk {parse_chunk_key(key)[1]} of {record.length} bytes has {len(record.blocks)} blocks"
-            )
-        self.chunks += 1
-        for entry in record.blocks:
-            if entry.location and not self._blocks.mark_used(entry.location - 1):
-                raise CorruptData(
-                    f"block {entry.location - 1} of chunk {parse_chunk_key(key)[1]} is missing or used twice"
-                )
-
-    def _load_flight(self, end: bytes) -> None:
-        start = b""
-        while True:
-            page = self._keyvalue.scan(FLIGHT, start, end, SCAN_PAGE)
+        for page in self._pages(FLIGHT):
             for key, value in page:
                 pg, chunk = parse_chunk_key(key)
                 self._flight.setdefault(pg, {})[chunk] = decode_order(value)
+
+    def _pages(self, family: str) -> Iterator[list[tuple[bytes, bytes]]]:
+        start = b""
+        while True:
+            page = self._keyvalue.scan(family, start, b"\xff" * 20, SCAN_PAGE)
+            yield page
             if len(page) < SCAN_PAGE:
                 return
             start = page[-1][0] + b"\0"
+
+    def _load_chunk(self, chunk: ChunkId, record: ChunkRecord) -> None:
+        if len(record.blocks) != -(-record.length // BLOCK_SIZE):
+            raise CorruptData(f"chunk {tuple(chunk)} of {record.length} bytes has {len(record.blocks)} blocks")
+        self.chunks += 1
+        for location in _locations(record.blocks):
+            if not self._space.mark_used(location):
+                raise CorruptData(f"block {location} of chunk {tuple(chunk)} is missing or used twice")
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def look(self, pg: PgId, chunk: ChunkId) -> Snapshot:
         """The chunk as it is now, durable or not."""
-        raw = self._keyvalue.get(CHUNK, chunk_key(pg, chunk))
-        return Snapshot(pg, chunk, raw, None if raw is None else decode_record(raw))
+        with self._watch:
+            raw = self._keyvalue.get(CHUNK, chunk_key(pg, chunk))
+            return Snapshot(pg, chunk, raw, None if raw is None else self._decode(raw))
+
+    def _decode(self, raw: bytes) -> ChunkRecord:
+        try:
+            return decode_record(raw)
+        except CorruptData as error:  # without the record not even the order is known: the store is filled anew
+            raise DiskFailed(f"the index is damaged: {error}") from None
 
     def is_current(self, snapshot: Snapshot) -> bool:
-        return self._keyvalue.get(CHUNK, chunk_key(snapshot.pg, snapshot.chunk)) == snapshot.raw
+        with self._watch:
+            return self._keyvalue.get(CHUNK, chunk_key(snapshot.pg, snapshot.chunk)) == snapshot.raw
 
     def page(self, pg: PgId, after: ChunkId, limit: int) -> ChunkList:
         """At most `limit` chunks after `after`, in order."""
-        _, end = group_range(pg)
-        page = self._keyvalue.scan(CHUNK, key_after(pg, after), end, limit)
-        found = [summarize(parse_chunk_key(key)[1], decode_record(value)) for key, value in page]
-        return ChunkList(tuple(found), end=len(page) < limit)
+        with self._watch:
+            found = self._keyvalue.scan(CHUNK, key_after(pg, after), group_range(pg)[1], limit)
+            chunks = [summarize(parse_chunk_key(key)[1], self._decode(value)) for key, value in found]
+        return ChunkList(tuple(chunks), end=len(found) < limit)
 
     def summary(self, pg: PgId, chunk: ChunkId) -> ChunkSummary | None:
         snapshot = self.look(pg, chunk)
@@ -201,23 +163,11 @@ class ChunkStore:
         """Chunks whose last change perhaps not all members have. Not to be changed."""
         return self._flight.get(pg, {})
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        """R12: the first failure of the disk, whoever meets it, ends `run` and with it the server."""
-        try:
-            yield
-        except DiskFailed as error:
-            self._failure = self._failure or error
-            self._work.set()
-            raise
-
     async def durable(self) -> None:
         """Everything that is visible now is on stable storage."""
-        with self._disk():
+        with self._watch:
             await self._keyvalue.durable()
-        self._reuse_freed()
-
-    # --- reading ------------------------------------------------------------------------------------------------------
+        self._space.reuse(self._keyvalue.durable_sequence)
 
     async def read(self, snapshot: Snapshot, offset: int, length: int) -> ChunkBytes | None:
         """Verified bytes of [offset, offset + length), as far as the chunk reaches; `offset` a multiple of BLOCK_SIZE.
@@ -226,71 +176,21 @@ class ChunkStore:
         record = snapshot.record
         if offset % BLOCK_SIZE or length < 0:
             raise InvalidArgument(f"cannot read {length} bytes at {offset}: not at a block boundary")
-        if record is None or offset >= record.length:
+        if record is None or offset >= record.length or not length:
             return ChunkBytes(b"", ())
         end = min(offset + length, record.length)
         first, last = offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)
         try:
-            data = await self._read_blocks(snapshot, record, first, last)
+            with self._watch:
+                data = await read_blocks(self._space, self._keyvalue, snapshot, record, first, last)
         except CorruptData:
             if self.is_current(snapshot):
                 raise
-            return None
+            return None  # its blocks belong to another chunk by now
         if not self.is_current(snapshot):
             return None
         self.read_bytes += end - offset
-        checksums = [entry.checksum for entry in record.blocks[first:last]]
-        if len(data) > end - offset:
-            data = memoryview(data)[: end - offset]
-            checksums[-1] = zlib.crc32(data[(last - 1 - first) * BLOCK_SIZE :])
-        return ChunkBytes(data, tuple(checksums))
-
-    async def _read_blocks(self, snapshot: Snapshot, record: ChunkRecord, first: int, last: int) -> Buffer:
-        runs = _runs(record, first, last, self._blocks.per_segment)
-        if len(runs) == 1:
-            return await self._read_run(snapshot, record, *runs[0])
-        result = bytearray()
-        for run_first, run_last, plain in runs:
-            result += await self._read_run(snapshot, record, run_first, run_last, plain)
-        return result
-
-    async def _read_run(self, snapshot: Snapshot, record: ChunkRecord, first: int, last: int, plain: bool) -> Buffer:
-        if not plain:
-            return await self._compose(snapshot, record, first)
-        segment, offset = self._place(record.blocks[first].location)
-        length = (last - 1 - first) * BLOCK_SIZE + record.valid_length(last - 1)
-        with self._disk():
-            data = await self._segments.read(segment, offset, length)
-        verify_blocks(data, [entry.checksum for entry in record.blocks[first:last]], snapshot.chunk)
-        return data
-
-    async def _compose(self, snapshot: Snapshot, record: ChunkRecord, index: int) -> bytearray:
-        """The bytes of a block that has patches, a zero tail or no place."""
-        entry = record.blocks[index]
-        content = bytearray(record.valid_length(index))
-        if entry.location:
-            with self._disk():
-                stored = await self._segments.read(*self._place(entry.location), entry.stored)
-            if zlib.crc32(stored) != entry.stored_checksum:
-                raise CorruptData(f"block {index} of chunk {snapshot.chunk} fails its checksum")
-            content[: len(stored)] = stored
-        key = chunk_key(snapshot.pg, snapshot.chunk)
-        for patch in record.patches:
-            if patch.offset // BLOCK_SIZE == index:
-                data = self._keyvalue.get(PATCH, patch_key(key, patch.serial))
-                if data is None or zlib.crc32(data) != patch.checksum:
-                    raise CorruptData(
-                        f"patch {patch.serial} of chunk {snapshot.chunk} is missing or fails its checksum"
-                    )
-                start = patch.offset % BLOCK_SIZE
-                content[start : start + len(data)] = data
-        if zlib.crc32(content) != entry.checksum:
-            raise CorruptData(f"block {index} of chunk {snapshot.chunk} with its patches fails its checksum")
-        return content
-
-    def _place(self, location: int) -> tuple[int, int]:
-        segment, block = divmod(location - 1, self._blocks.per_segment)
-        return segment, block * BLOCK_SIZE
+        return ChunkBytes(*cut(data, [entry.checksum for entry in record.blocks[first:last]], end - offset))
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -312,7 +212,7 @@ class ChunkStore:
     ) -> Prepared:
         """Everything that can refuse a change: BadChecksum, CorruptData (of what stays), NoSpace. None changes no bytes.
 
-        `reserve_share`: how much of the reserve must stay free; the servers' own changes may go deeper."""
+        `reserve_share`: how much of the reserve must stay free; the servers' own changes may go deeper, cutting always."""
         before = self.look(pg, chunk)
         record = before.record or EMPTY
         match change:
@@ -320,63 +220,44 @@ class ChunkStore:
                 return Prepared(before, None, [])
             case None:
                 return Prepared(before, begin(record) if before.record else None, [])
-            case Change.TRUNCATE if length == 0 or before.record is None:
-                return Prepared(before, None, [])
             case Change.TRUNCATE:
-                cut = cut_block(record, length)
-                contents = {} if cut is None else {cut: await self._compose(before, record, cut)}
-                plan = plan_truncate(record, contents, length)
+                if length == 0 or before.record is None:
+                    return Prepared(before, None, [])
+                block = cut_block(record, length)
+                plan = plan_truncate(
+                    record, await self._compose(before, record, [] if block is None else [block]), length
+                )
                 reserve_share = 0.0
             case Change.WHOLE:
                 verify_pieces(data, 0, checksums)
                 plan = plan_whole(record, data, checksums)
             case Change.WRITE:
                 verify_pieces(data, offset, checksums)
-                needed = blocks_needed(record, offset, len(data))
-                contents = {index: await self._compose(before, record, index) for index in needed}
+                contents = await self._compose(before, record, blocks_needed(record, offset, len(data)))
                 plan = plan_write(record, contents, offset, data, checksums)
         return Prepared(before, plan, await self._allocate(plan, reserve_share))
 
+    async def _compose(self, before: Snapshot, record: ChunkRecord, indices: list[int]) -> dict[int, bytearray]:
+        with self._watch:
+            return {index: await compose(self._space, self._keyvalue, before, record, index) for index in indices}
+
     async def _allocate(self, plan: Plan, reserve_share: float) -> list[int]:
-        patch_bytes = sum(len(data) for _, data in plan.patch_data)
-        count = len(plan.writes)
-        if count or patch_bytes:
-            self._check_space(count * BLOCK_SIZE + patch_bytes, reserve_share)
-        if not count:
+        """Give the plan's new blocks their places."""
+        wanted = len(plan.writes) * BLOCK_SIZE + sum(len(data) for _, data in plan.patch_data)
+        if wanted:
+            self._space.check(wanted, reserve_share)
+        if not plan.writes:
             return []
-        while True:
-            blocks = self._blocks.allocate(count)
-            if blocks is not None:
-                break
-            self._reuse_freed()
-            async with self._growing:
-                if self._blocks.free < count:
-                    with self._disk():
-                        await self._segments.grow()
-                    self._blocks.add_segment()
-        for (index, _), block in zip(plan.writes, blocks, strict=True):
-            plan.blocks[index] = plan.blocks[index]._replace(location=block + 1)
-        return blocks
-
-    def _check_space(self, wanted: int, reserve_share: float) -> None:
-        """Refuse early (R12): after this nothing may fail for want of space."""
-        free = self.free_bytes()
-        if free - wanted < self._reserve_bytes * reserve_share:
-            raise NoSpace(
-                f"{wanted} bytes wanted, {free} free, {int(self._reserve_bytes * reserve_share)} kept in reserve"
-            )
-
-    def free_bytes(self) -> int:
-        return self._blocks.free * BLOCK_SIZE + self._segments.space().free_bytes
-
-    def total_bytes(self) -> int:
-        return self._segments.space().total_bytes
+        with self._watch:
+            locations = await self._space.allocate(len(plan.writes), self._keyvalue.durable_sequence)
+        for (index, _), location in zip(plan.writes, locations, strict=True):
+            plan.blocks[index] = plan.blocks[index]._replace(location=location)
+        return locations
 
     def abandon(self, prepared: Prepared) -> None:
         """Give the blocks of a change that will not be committed back."""
-        for block in prepared.blocks:
-            self._blocks.release(block)
-        prepared.blocks = []
+        self._space.release(prepared.locations)
+        prepared.locations = []
 
     async def commit(
         self,
@@ -387,72 +268,43 @@ class ChunkStore:
         guard: Guard = no_guard,
         flight: bool = True,
         settled: Order = NO_ORDER,
-    ) -> int:
-        """Write, then publish; the change is visible on return and durable after `durable()`. Returns its sequence.
+    ) -> None:
+        """Write, then publish; the change is visible on return, durable after `durable()`.
 
         `flight`: remember the chunk as in flight. `settled`: entries of its epoch up to it may be forgotten. Raises what
         `guard` raises; then, as when cancelled, nothing has happened."""
         try:
-            if prepared.blocks:
-                await self._write_blocks(prepared)
+            if prepared.plan is not None and prepared.locations:
+                data = [data for _, data in prepared.plan.writes]
+                await self._space.write(list(zip(prepared.locations, data, strict=True)))
             guard()
         except BaseException:
             self.abandon(prepared)
             raise
-        return self._publish(prepared, order, requests, flight, settled)
-
-    async def _write_blocks(self, prepared: Prepared) -> None:
-        assert prepared.plan is not None
-        writes = [
-            SegmentWrite(*self._place(prepared.plan.blocks[index].location), data)
-            for index, data in prepared.plan.writes
-        ]
-        async with self._queue_room:
-            if self._stopped:
-                raise DiskFailed("the store has stopped")
-            queued = _Queued(writes, sum(len(write.data) for write in writes))
-            self._queue.append(queued)
-            self._work.set()
-            await queued.done.wait()
-        if queued.error is not None:
-            raise queued.error
+        with self._watch:
+            self._publish(prepared, order, requests, flight, settled)
 
     def _publish(
         self, prepared: Prepared, order: Order, requests: tuple[AppliedRequest, ...], flight: bool, settled: Order
-    ) -> int:
+    ) -> None:
         before, plan = prepared.before, prepared.plan
-        key = chunk_key(before.pg, before.chunk)
-        changes: list[KeyChange] = []
-        if plan is None:
-            if before.record:
-                changes.append(KeyChange(CHUNK, key, None))
-        else:
-            record = ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
-            changes.append(KeyChange(CHUNK, key, encode_record(record)))
-            changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in plan.patch_data]
-            self.written_bytes += sum(len(data) for _, data in plan.writes)
         old = before.record or EMPTY
-        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(old, plan)]
+        changes = _record_changes(before, plan, order, requests)
         if flight:
             changes += self._note_flight(before.pg, before.chunk, order, settled)
-        with self._disk():
-            sequence = self._keyvalue.apply(changes) if changes else self._keyvalue.applied_sequence
+        if changes:
+            sequence = self._keyvalue.apply(changes)
+            self._space.free_after(sequence, _gone_blocks(old, plan))
         self.chunks += (plan is not None) - (before.record is not None)
-        gone = _gone_blocks(old, plan)
-        if gone:
-            self._freed.append((sequence, gone))
-        return sequence
+        self.written_bytes += sum(len(data) for _, data in plan.writes) if plan else 0
+
+    # --- in flight ----------------------------------------------------------------------------------------------------
 
     def _note_flight(self, pg: PgId, chunk: ChunkId, order: Order, settled: Order) -> list[KeyChange]:
         entries = self._flight.setdefault(pg, {})
         entries.pop(chunk, None)
         changes = [KeyChange(FLIGHT, chunk_key(pg, chunk), encode_order(order))]
-        done: list[ChunkId] = []
-        for other, at in entries.items():  # oldest first
-            if len(done) >= FORGET_AT_ONCE or at.epoch != settled.epoch or at.version > settled.version:
-                break
-            done.append(other)
-        for other in done:
+        for other in _settled_entries(entries, settled):
             del entries[other]
             changes.append(KeyChange(FLIGHT, chunk_key(pg, other), None))
         entries[chunk] = order
@@ -465,98 +317,62 @@ class ChunkStore:
         for chunk in done:
             del entries[chunk]
         if done:
-            self._keyvalue.apply([KeyChange(FLIGHT, chunk_key(pg, chunk), None) for chunk in done])
-
-    def _reuse_freed(self) -> None:
-        durable = self._keyvalue.durable_sequence
-        kept: list[tuple[int, list[int]]] = []
-        for sequence, blocks in self._freed:
-            if sequence <= durable:
-                for block in blocks:
-                    self._blocks.release(block)
-            else:
-                kept.append((sequence, blocks))
-        self._freed = kept
-
-    # --- the writer ---------------------------------------------------------------------------------------------------
-
-    async def run(self) -> Never:
-        """Write what is queued, everything that waits in one synced write. Raises DiskFailed: the service must end (R12)."""
-        gathered: list[_Queued] = []
-        try:
-            while True:
-                await self._work.wait()
-                if self._failure is not None:
-                    raise self._failure
-                gathered = self._gather()
-                await self._segments.write([write for queued in gathered for write in queued.writes])
-                for queued in gathered:
-                    queued.done.set()
-        finally:
-            self._stopped = True
-            for queued in gathered + self._queue:
-                if not queued.done.is_set():
-                    queued.error = DiskFailed("the store stopped before the bytes were written")
-                    queued.done.set()
-
-    def _gather(self) -> list[_Queued]:
-        size = count = 0
-        for queued in self._queue:
-            size += queued.size
-            if count and size > MAX_WRITE_BYTES:
-                break
-            count += 1
-        gathered, self._queue = self._queue[:count], self._queue[count:]
-        if not self._queue:
-            self._work = trio.Event()
-        return gathered
-
-    async def aclose(self) -> None:
-        await self._keyvalue.aclose()
-        await self._segments.aclose()
+            with self._watch:
+                self._keyvalue.apply([KeyChange(FLIGHT, chunk_key(pg, chunk), None) for chunk in done])
 
 
-def _runs(record: ChunkRecord, first: int, last: int, per_segment: int) -> list[tuple[int, int, bool]]:
-    """(first, last, plain) pieces of [first, last): plain ones lie side by side in one segment just as they are read."""
-    patched = set(record.patched())
-    runs: list[tuple[int, int, bool]] = []
-    previous = -1
-    for index in range(first, last):
-        entry = record.blocks[index]
-        plain = bool(entry.location) and index not in patched and entry.stored == valid_length(record.length, index)
-        joins = runs and runs[-1][2] and plain and entry.location == previous + 1 and (entry.location - 1) % per_segment
-        if joins:
-            runs[-1] = (runs[-1][0], index + 1, True)
-        else:
-            runs.append((index, index + 1, plain))
-        previous = entry.location
-    return runs
+def _settled_entries(entries: dict[ChunkId, Order], settled: Order) -> list[ChunkId]:
+    """The oldest entries, as far as they are settled, a few at a time."""
+    done: list[ChunkId] = []
+    for chunk, order in entries.items():
+        if len(done) >= FORGET_AT_ONCE or order.epoch != settled.epoch or order.version > settled.version:
+            break
+        done.append(chunk)
+    return done
+
+
+def _record_changes(
+    before: Snapshot, plan: Plan | None, order: Order, requests: tuple[AppliedRequest, ...]
+) -> list[KeyChange]:
+    key = chunk_key(before.pg, before.chunk)
+    old = before.record or EMPTY
+    changes: list[KeyChange] = []
+    if plan is not None:
+        record = ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
+        changes.append(KeyChange(CHUNK, key, encode_record(record)))
+        changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in plan.patch_data]
+    elif before.record:
+        changes.append(KeyChange(CHUNK, key, None))
+    if old.patches:
+        kept = {patch.serial for patch in plan.patches} if plan else set[int]()
+        gone = [patch.serial for patch in old.patches if patch.serial not in kept]
+        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in gone]
+    return changes
 
 
 def _locations(blocks: Iterable[BlockEntry]) -> list[int]:
-    return [entry.location - 1 for entry in blocks if entry.location]
+    return [entry.location for entry in blocks if entry.location]
 
 
 def _gone_blocks(old: ChunkRecord, plan: Plan | None) -> list[int]:
     kept = set(_locations(plan.blocks)) if plan else set[int]()
-    return [block for block in _locations(old.blocks) if block not in kept]
+    return [location for location in _locations(old.blocks) if location not in kept]
 
 
-def _gone_patches(old: ChunkRecord, plan: Plan | None) -> list[int]:
-    kept = {patch.serial for patch in plan.patches} if plan else set[int]()
-    return [patch.serial for patch in old.patches if patch.serial not in kept]
+class _Watch:
+    """A failing disk ends the writer, whoever met the failure first."""
 
+    def __init__(self, space: BlockSpace) -> None:
+        self._space = space
 
-def verify_blocks(data: Buffer, checksums: Sequence[int], chunk: ChunkId) -> None:
-    """`data` begins at a block boundary. Raises CorruptData."""
-    if block_checksums(data) != tuple(checksums):
-        raise CorruptData(f"stored bytes of chunk {chunk} fail their checksum")
+    def __enter__(self) -> None:
+        pass
 
-
-def verify_pieces(data: Buffer, offset: int, checksums: Sequence[int]) -> None:
-    """Bytes from outside, before anything is stored. Raises BadChecksum."""
-    if block_checksums(data, offset) != tuple(checksums):
-        raise BadChecksum(f"{len(data)} bytes for offset {offset} do not have the checksums that came with them")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, DiskFailed):
+            self._space.fail(error)
 
 
 async def open_store(
@@ -569,12 +385,9 @@ async def open_store(
         log.error("the store in %s is damaged and set aside: %s", directory.name, error)
     aside = [await directory.set_aside(name) for name in (INDEX_NAME, SEGMENTS_NAME)]
     log.warning(
-        "%s starts empty and is filled by the other members; the old store: %s", directory.name, ", ".join(aside)
+        "%s starts empty, to be filled by the other members; the old store: %s", directory.name, ", ".join(aside)
     )
     return await _open(directory, segment_size, reserve_bytes), True
-
-
-INDEX_NAME, SEGMENTS_NAME = "index", "segments"
 
 
 async def _open(directory: DataDirectory, segment_size: int, reserve_bytes: int) -> ChunkStore:
@@ -582,10 +395,11 @@ async def _open(directory: DataDirectory, segment_size: int, reserve_bytes: int)
     try:
         segments = await directory.open_segments(SEGMENTS_NAME, segment_size)
         try:
-            store = ChunkStore(keyvalue, segments, reserve_bytes)
+            store = ChunkStore(keyvalue, BlockSpace(segments, reserve_bytes))
             await store.load()
         except BaseException:
-            await segments.aclose()
+            with trio.CancelScope(shield=True):
+                await segments.aclose()
             raise
     except BaseException:
         with trio.CancelScope(shield=True):

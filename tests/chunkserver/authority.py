@@ -1,5 +1,6 @@
 """A small metadata server for tests of chunkservers: nodes, rows, leases; one pool; nothing durable, nothing clever."""
 
+import contextlib
 from dataclasses import replace
 
 import trio
@@ -35,7 +36,8 @@ class Authority:
         self.lease_s = lease_s
         self.nodes: dict[int, Node] = {}
         self.peers: list = []
-        self.frozen = False  # heartbeats are not answered
+        self.thawed = trio.Event()  # until then nothing is answered
+        self.thawed.set()
         self.refuse_join = False
         pool = Pool(POOL, replicas, min_replicas)
         self.map = ClusterMap(MapEpoch(1), "fs", chunk_size, pg_count, (), (pool,), (), (), SessionId(0))
@@ -58,8 +60,7 @@ class Authority:
     async def handle(self, peer, message, payload):
         if peer not in self.peers:
             self.peers.append(peer)
-        while self.frozen:
-            await trio.sleep(0.1)
+        await self.thawed.wait()
         match message:
             case RegisterNode():
                 return self.register(message)
@@ -113,10 +114,8 @@ class Authority:
             self.nursery.start_soon(self.tell, peer, self.map.epoch)
 
     async def tell(self, peer, epoch):
-        try:
+        with contextlib.suppress(Unreachable):
             await peer.notify(MapChanged(epoch))
-        except Unreachable:
-            pass
 
     def register(self, message):
         node = message.node or NodeId(len(self.nodes) + 1)
