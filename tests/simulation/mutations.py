@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import chunkserver.reader
 import chunkserver.replica
 import chunkserver.store
 import fsd.client.chunks
@@ -113,7 +114,7 @@ def no_settling() -> list[Patch]:
 
 def no_checksums() -> list[Patch]:
     return [
-        (chunkserver.store, "verify_blocks", nothing),
+        (chunkserver.reader, "verify_stored", nothing),
         (chunkserver.store, "verify_pieces", nothing),
         (fsd.client.chunks.Chunks, "verify", always),
     ]
