@@ -19,7 +19,6 @@ import trio
 
 from fsd.core.errors import FsError, Retry, SessionEvicted, SessionUnknown, Unreachable
 from fsd.core.ids import NO_SESSION, MapEpoch, RequestNumber, SessionId
-from fsd.core.units import NS
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Volume
 from fsd.protocol.metadata import (
@@ -142,8 +141,9 @@ class Session:
         event.set()
 
     def now_ns(self) -> int:
-        """The server's clock, as far as it is known here; never twice the same."""
-        self._last_ns = max(self._last_ns + 1, self._runtime.clock.time_ns() + self._clock_offset_ns)
+        """The server's clock as far as it is known here: never going back, never ahead of it (the server would correct that,
+        and a time that was shown would change when it is written back)."""
+        self._last_ns = max(self._last_ns, self._runtime.clock.time_ns() + self._clock_offset_ns)
         return self._last_ns
 
     async def valid(self) -> None:
@@ -342,7 +342,7 @@ class Session:
         self._ids = [(opened.first_id, opened.first_id + opened.id_count)]
         self._numbers = _Numbers()
         self._expires = 0.0
-        self._set_clock(opened.server_time_ns, sent)
+        self._set_clock(opened.server_time_ns)
         self.renewed(sent, opened.ttl_s)
         self._keeper.map_heard(opened.map_epoch)
         log.info("session %d of volume %s is open at %s", self.id, opened.volume.name, peer.address)
@@ -363,7 +363,7 @@ class Session:
         resumed: SessionResumed = reply
         self._counts["resumes"] += 1
         self._ttl_s = resumed.ttl_s
-        self._set_clock(resumed.server_time_ns, sent)
+        self._set_clock(resumed.server_time_ns)
         await self._keeper.lost_leases()
         self.renewed(sent, resumed.ttl_s)
         self._keeper.map_heard(resumed.map_epoch)
@@ -394,9 +394,8 @@ class Session:
                 log.warning("%s has been silent for %g s: connecting again", peer.address, self._ttl_s / 2)
                 return
 
-    def _set_clock(self, server_time_ns: int, sent: float) -> None:
-        half_trip_ns = int((self._runtime.clock.monotonic() - sent) / 2 * NS)
-        self._clock_offset_ns = server_time_ns + half_trip_ns - self._runtime.clock.time_ns()
+    def _set_clock(self, server_time_ns: int) -> None:
+        self._clock_offset_ns = server_time_ns - self._runtime.clock.time_ns()  # less by the way back: never ahead
 
     # --- what the server says (fsd.rpc.connection.Service) ------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import trio
+import trio.lowlevel
 
 from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.client.filesystem import FileSystem, open_filesystem
@@ -58,7 +59,7 @@ class Cluster:
     async def kill(self, name: str, address: str) -> None:
         self.network.kill(address)
         self.lives.pop(name).cancel()
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         self.directories[name].crash()
 
     @asynccontextmanager
@@ -90,9 +91,7 @@ class Cluster:
             channel._runtime = normal
 
     async def ask(self, message: object) -> object:
-        channel = Channel(
-            memory_runtime(self.network), self.nursery, METADATA, lambda: Hello("cli", "test", "0.1.0")
-        )
+        channel = Channel(memory_runtime(self.network), self.nursery, METADATA, lambda: Hello("cli", "test", "0.1.0"))
         try:
             return (await channel.call(message)).message
         finally:

@@ -53,7 +53,7 @@ async def test_more_is_written_than_may_be_dirty(autojump_clock: Clock) -> None:
 
 async def test_a_small_file_grows_out_of_its_record(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount() as a, made.mount() as b:
-        inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
+        _inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
         await a.write(handle, 0, b"x" * 1000)
         await a.fsync(handle)
         await a.write(handle, 100_000, b"end")
@@ -160,7 +160,7 @@ async def test_a_chunkserver_dies_in_the_middle_of_writing(autojump_clock: Clock
 
 async def test_the_metadata_server_restarts_and_nobody_notices(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount() as a, made.mount() as b:
-        inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
+        _inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
         await a.write(handle, 0, b"dirty before")
         other = await b.open((await put(b, b"g", b"gone") and await b.lookup(1, b"g")).ino, os.O_RDONLY)
         await b.unlink(ROOT, 1, b"g")
