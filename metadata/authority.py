@@ -103,6 +103,7 @@ class Authority:
         self._saved_head = head
         self.map: ClusterMap = self._make_map(head.epoch)
         self._events: list[Event] = []
+        self._ticked = False
         self._wanted = trio.Event()
         self._round_done = trio.Event()
         self.oldest_session: Callable[[], SessionId] = lambda: self.membership.facts.oldest_session
@@ -146,17 +147,21 @@ class Authority:
             if now - last > 2 * TICK_S:
                 self.membership.forgive(now - last - TICK_S)
             last = now
-            self._events.append(lambda membership, now: membership.tick(now))
+            self._ticked = True
             self._wanted.set()
 
     async def _round(self) -> None:
         events, self._events = self._events, []
         done, self._round_done = self._round_done, trio.Event()
         now = self._runtime.clock.monotonic()
+        if self._ticked:
+            self._ticked = False
+            self.membership.tick(now)
         for event in events:
             event(self.membership, now)
         self.membership.forget_fences(self.oldest_session())
-        self.membership.settle(self._file_system.pg_count, now)
+        if events or self.membership.is_restless():
+            self.membership.settle(self._file_system.pg_count, now)
         await self._commit()
         done.set()
 

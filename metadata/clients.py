@@ -126,8 +126,9 @@ class ClientService:
         return Alive(self._clock.time_ns(), self._authority.map.epoch)
 
     async def close(self, live: LiveSession, request: CloseSession) -> Done:
-        """The client has flushed: nothing of it can be on its way, so no fence is needed."""
-        await self._sessions.end(live)
+        """The client has flushed before, and gives everything back."""
+        await self._sessions.close(live)
+        await self._store.durable()
         return Done()
 
     async def allocate_ids(self, live: LiveSession, request: AllocateIds) -> IdRange:

@@ -156,14 +156,23 @@ class Sessions:
         self._nursery.start_soon(self._evict, live)
 
     async def _evict(self, live: LiveSession) -> None:
-        await self.fence(live)
-        await self.end(live)
+        await self._end_fenced(live)
         if live.peer is not None:
             with trio.move_on_after(GOODBYE_S):
                 try:
                     await live.peer.notify(MapChanged(self._authority.map.epoch))
                 except FsError as error:
                     log.debug("evicted session %d is not reached: %s", live.state.session, error)
+
+    async def close(self, live: LiveSession) -> None:
+        """The client ends its session. It is fenced too: something that it gave up waiting for may still be under way."""
+        live.state.evicting = True
+        self._nursery.start_soon(self._end_fenced, live)  # whether or not the client waits for it
+        await live.gone.wait()
+
+    async def _end_fenced(self, live: LiveSession) -> None:
+        await self.fence(live)
+        await self.end(live)
 
     async def fence(self, live: LiveSession) -> None:
         """I13: nobody gets this session's leases before every chunkserver's next map refuses its writes."""

@@ -130,6 +130,7 @@ class Membership:
         self._doomed: dict[tuple[PgId, Member], float] = {}
         self._dropped: dict[tuple[PgId, NodeId], float] = {}
         self._wanted_pools: dict[PoolId, float] = {}
+        self._has_strangers = True  # a row names a member that is not alive
 
     @property
     def nodes(self) -> dict[NodeId, Node]:
@@ -239,17 +240,24 @@ class Membership:
             self.facts.oldest_session = oldest
             self.facts.evicted = tuple(session for session in self.facts.evicted if session >= oldest)
 
+    def is_restless(self) -> bool:
+        """Whether rows may have to change with nothing but time passing, or a sign of life."""
+        away = any(node.state is not NodeState.UP for node in self.nodes.values())
+        return away or bool(self._doomed or self._dropped or self._wanted_pools) or self._has_strangers
+
     # --- bringing rows to what the rules say --------------------------------------------------------------------------
 
     def settle(self, pg_count: int, now: float) -> None:
         """Apply the rules to every row."""
         self._place_wanted(pg_count, now)
+        self._has_strangers = False
         for pg in list(self.facts.rows):
             row = self.facts.rows[pg]
             row = self._without_dead(row, now)
             row = self._led_again(row)
             row = self._with_joiner(row, now)
             self.facts.rows[pg] = row
+            self._has_strangers |= not all(is_alive(self.nodes, member) for member in row.members())
         self._forget_evidence(now)
 
     def _without_dead(self, row: Row, now: float) -> Row:

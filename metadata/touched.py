@@ -73,8 +73,9 @@ def new_ids(operation: Operation) -> tuple[int, ...]:
 
 
 def grows(operation: Operation) -> bool:
-    """Whether the operation needs room that is not taken yet. A CommitSize is about bytes that are stored already."""
-    return isinstance(operation, Create | Mkdir | Mknod | Symlink | Link | WriteInline | SetXattr)
+    """Whether the operation needs room that is not promised yet. A CommitSize is about bytes that are stored already, a
+    WriteInline about bytes that the client has taken."""
+    return isinstance(operation, Create | Mkdir | Mknod | Symlink | Link | SetXattr)
 
 
 def _child(view: View, parent: Ino, name: bytes) -> tuple[Ino, ...]:

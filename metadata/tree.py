@@ -341,4 +341,8 @@ def changed_inodes(applied: Applied, reaped: Iterable[Ino]) -> tuple[Inode, ...]
 def not_from_the_future(operation: Operation, now_ns: int) -> Operation:
     """A host whose clock is ahead does not write times from the future; what a client shows already is not changed for
     the little by which it can misjudge the server's clock."""
-    return operation if operation.time_ns <= now_ns + CLOCK_TOLERANCE_NS else dataclasses.replace(operation, time_ns=now_ns)
+    return (
+        operation
+        if operation.time_ns <= now_ns + CLOCK_TOLERANCE_NS
+        else dataclasses.replace(operation, time_ns=now_ns)
+    )
