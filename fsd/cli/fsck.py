@@ -8,6 +8,7 @@ called a fault.
 import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -18,7 +19,7 @@ from fsd.cluster.map import ClusterMap, Row
 from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.errors import FsError
-from fsd.core.ids import ChunkId, DataId, Ino
+from fsd.core.ids import ChunkId, DataId, Ino, PgId
 from fsd.namespace.records import Volume
 from fsd.protocol.chunk import ChunkList, ChunkSummary, InspectGroup
 from fsd.protocol.cluster import DataPage, FsckReply, GetMap, ListData, ListVolumes, RunFsck
@@ -33,7 +34,8 @@ PAGE = 1000
 ATTEMPTS = 5  # how often something that differs is looked at again
 PAUSE_S = 0.5
 MAX_FAULTS = 1000
-BEFORE_ALL = ChunkId(DataId(0), -1)
+BEFORE_ALL = ChunkId(DataId(0), 0)  # data ids begin above
+CONCURRENT_GROUPS = 16
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,54 +78,66 @@ async def check_all(cluster: Cluster, *, tree_only: bool) -> dict[str, Any]:
     }
 
 
+@dataclass(slots=True)
 class Chunks:
-    """What was found of chunks."""
+    """What was found of chunks. `unreferenced`: data ids of no file: not yet committed, or waiting to be collected."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.copies = 0
-        self.data: set[DataId] = set()
-        self.unreferenced = 0  # data ids of no file: written and not yet committed, or waiting to be collected
-        self.faults: list[str] = []
+    count: int = 0
+    copies: int = 0
+    unreferenced: int = 0
+    faults: list[str] = field(default_factory=list[str])
+
+
+@dataclass(slots=True)
+class Group:
+    """What was found of one placement group."""
+
+    chunks: set[ChunkId] = field(default_factory=set[ChunkId])
+    copies: int = 0
+    faults: list[str] = field(default_factory=list[str])
 
 
 async def _check_chunks(cluster: Cluster) -> Chunks:
-    found = Chunks()
+    """All groups; those with faults again, ATTEMPTS times, because rows and chunks may be in change."""
     cluster_map: ClusterMap = (await cluster.ask(GetMap())).map
-    for row in cluster_map.rows:
-        await _check_group(cluster, row.pg, found)
-        if len(found.faults) > MAX_FAULTS:
+    groups: dict[PgId, Group] = {row.pg: Group() for row in cluster_map.rows}
+    left = sorted(groups)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            await trio.sleep(PAUSE_S * attempt)
+            cluster_map = (await cluster.ask(GetMap())).map
+        await _check_groups(cluster, cluster_map, left, groups)
+        left = [pg for pg in left if groups[pg].faults]
+        if not left:
             break
-    found.unreferenced = len(found.data - await live_data(cluster))
+    chunks = {chunk for group in groups.values() for chunk in group.chunks}
+    found = Chunks(len(chunks), sum(group.copies for group in groups.values()))
+    found.unreferenced = len({chunk.data for chunk in chunks} - await live_data(cluster))
+    found.faults = [fault for pg in sorted(groups) for fault in groups[pg].faults]
     return found
 
 
-async def _check_group(cluster: Cluster, pg: int, found: Chunks) -> None:
-    """One placement group, again while its row or its chunks are in change."""
-    faults: list[str] = []
-    copies = 0
-    seen: set[ChunkId] = set()
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            await trio.sleep(PAUSE_S)
-        cluster_map: ClusterMap = (await cluster.ask(GetMap())).map
-        row = next((row for row in cluster_map.rows if row.pg == pg), None)
-        if row is None or not row.in_sync:
-            return
-        try:
-            held = await _held_by_members(cluster, cluster_map, row)
-        except FsError as error:
-            faults = [f"placement group {pg}: a member cannot be asked: {error}"]
-            continue
-        faults = list(_differences(row, held))
-        seen = {chunk for chunks in held.values() for chunk in chunks}
-        copies = sum(len(chunks) for chunks in held.values())
-        if not faults:
-            break
-    found.count += len(seen)
-    found.data.update(chunk.data for chunk in seen)
-    found.copies += copies
-    found.faults += faults
+async def _check_groups(cluster: Cluster, cluster_map: ClusterMap, pgs: list[PgId], groups: dict[PgId, Group]) -> None:
+    rows = {row.pg: row for row in cluster_map.rows}
+    left = iter(pgs)
+
+    async def work() -> None:
+        for pg in left:
+            groups[pg] = await _check_group(cluster, cluster_map, rows[pg])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(CONCURRENT_GROUPS):
+            nursery.start_soon(work)
+
+
+async def _check_group(cluster: Cluster, cluster_map: ClusterMap, row: Row) -> Group:
+    """The members of one placement group against each other."""
+    try:
+        held = await _held_by_members(cluster, cluster_map, row)
+    except FsError as error:
+        return Group(faults=[f"placement group {row.pg}: a member cannot be asked: {error}"])
+    chunks = {chunk for chunks in held.values() for chunk in chunks}
+    return Group(chunks, sum(len(chunks) for chunks in held.values()), list(_differences(row, held)))
 
 
 Held = dict[int, dict[ChunkId, ChunkSummary]]  # node -> what it holds of the group
