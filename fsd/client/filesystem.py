@@ -17,7 +17,15 @@ from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle, FileHandle
 from fsd.client.names import Names
 from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
-from fsd.core.errors import AlreadyExists, DeadlineExceeded, FsError, InvalidArgument, IsADirectory, NotFound
+from fsd.core.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FsError,
+    InvalidArgument,
+    IsADirectory,
+    NotFound,
+    StaleHandle,
+)
 from fsd.core.ids import Ino, SessionId
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.metadata import DirectoryEntry, LeaseMode, VolumeSpace
@@ -87,18 +95,28 @@ class FileSystem:
     async def _create(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
     ) -> tuple[Inode, FileHandle]:
+        held: list[Ino] = []
+
+        def hold(ino: Ino) -> None:
+            """Others may remove the name as soon as it is there: a recall must say already that the file is open."""
+            self._contents.file(ino).handles += 1
+            held.append(ino)
+
         while True:
             try:
-                inode = await self._names.create(caller, parent, name, mode)
+                inode = await self._names.create(caller, parent, name, mode, hold)
                 return inode, await self._open(inode.ino, flags & ~os.O_TRUNC)
             except AlreadyExists:
                 if flags & os.O_EXCL:
                     raise
+            finally:
+                while held:
+                    self._drop_handle(held.pop())
             try:
                 inode = await self._names.lookup(parent, name)
                 handle = await self._open(inode.ino, flags)
                 return await self._names.getattr(inode.ino), handle
-            except NotFound:
+            except (NotFound, StaleHandle):
                 continue  # removed between the two
 
     async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:

@@ -145,8 +145,15 @@ class Names:
             except SessionReplaced:
                 continue
 
-    async def _new(self, parent: Ino, name: bytes, make: Callable[[int, Ino], Operation], lease: LeaseMode) -> Inode:
-        """Create a name with a new inode."""
+    async def _new(
+        self,
+        parent: Ino,
+        name: bytes,
+        make: Callable[[int, Ino], Operation],
+        lease: LeaseMode,
+        before: Callable[[Ino], None] | None = None,
+    ) -> Inode:
+        """Create a name with a new inode; `before` hears of its number before anybody else can."""
         check_name(name)
 
         def then(executed: Executed, ticket: Ticket) -> None:
@@ -157,6 +164,8 @@ class Names:
         while True:
             session: SessionId = self._core.session.id
             ino = Ino(await self._core.session.new_id())
+            if before is not None:
+                before(ino)
             try:
                 executed = await self._core.change(
                     [parent, (parent, name), ino],
@@ -169,7 +178,9 @@ class Names:
             except SessionReplaced:
                 continue
 
-    async def create(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
+    async def create(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, before: Callable[[Ino], None] | None = None
+    ) -> Inode:
         """A new regular file, with an exclusive lease on it."""
         layer = self._core.volume.layer
         return await self._new(
@@ -177,6 +188,7 @@ class Names:
             name,
             lambda now, ino: Create(layer, now, caller.uid, caller.gid, parent, name, ino, stat.S_IMODE(mode)),
             LeaseMode.EXCLUSIVE,
+            before,
         )
 
     async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
