@@ -237,9 +237,9 @@ class Authority:
         """The lease that a heartbeat of `member` gets now; 0 is none (R2)."""
         return lease_s_for(self.membership.nodes, self.map, member, self._lease_s)
 
-    async def fence(self, session: SessionId) -> None:
+    async def fence(self, session: SessionId, *, closed: bool = False) -> None:
         """Durably refuse everything from a session (I13)."""
-        await self.submit(lambda membership, now: membership.fence(session))
+        await self.submit(lambda membership, now: membership.fence(session, closed=closed))
 
     def has_nodes(self) -> bool:
         return any(node.state is NodeState.UP for node in self.map.nodes)

@@ -33,6 +33,7 @@ class LiveSession:
     def __init__(self, state: Session) -> None:
         self.state = state
         self.peer: Peer | None = None
+        self.closing = False  # by its client's own wish
         self.changed = trio.Event()
         self.gone = trio.Event()
         self.running: dict[RequestNumber, trio.Event] = {}
@@ -166,7 +167,7 @@ class Sessions:
 
     async def close(self, live: LiveSession) -> None:
         """The client ends its session. It is fenced too: something that it gave up waiting for may still be under way."""
-        live.state.evicting = True
+        live.state.evicting = live.closing = True
         self._nursery.start_soon(self._end_fenced, live)  # whether or not the client waits for it
         await live.gone.wait()
 
@@ -176,7 +177,7 @@ class Sessions:
 
     async def fence(self, live: LiveSession) -> None:
         """I13: nobody gets this session's leases before every chunkserver's next map refuses its writes."""
-        await self._authority.fence(live.state.session)
+        await self._authority.fence(live.state.session, closed=live.closing)
 
     async def end(self, live: LiveSession) -> None:
         """The session gives everything back; returns when that is durable."""

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from fsd.cluster.map import POOL_SHIFT, ClusterMap, Node, NodeState, Pool, Row, pool_of
 from fsd.cluster.placement import place, score, spread
-from fsd.core.errors import Busy, ForeignFileSystem, NotFound
+from fsd.core.errors import Busy, ForeignFileSystem, InvalidArgument, NotFound
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from metadata.records import MapHead, RowRecord
 
 PLACE_AFTER_S = 3.0  # how long a first placement waits for as many nodes as there are to be replicas
+MAX_CLOSED = 1024  # closed sessions whose fence is remembered while an older session lives
+MAX_POOLS = 16  # with MAX_PG_COUNT: so that the whole map fits into one message
 REJOIN_AFTER_S = 10.0  # a member that its primary dropped, though its node is up, may come back no earlier
 
 
@@ -129,6 +131,7 @@ class Membership:
         self._lives = {node: Life(now, lost_since=now) for node in self.facts.nodes}
         self._doomed: dict[tuple[PgId, Member], float] = {}
         self._dropped: dict[tuple[PgId, NodeId], float] = {}
+        self._closed: dict[SessionId, None] = {}
         self._wanted_pools: dict[PoolId, float] = {}
         self._has_strangers = True  # a row names a member that is not alive
 
@@ -226,19 +229,32 @@ class Membership:
         for pool in self.facts.pools.values():
             if (pool.replicas, pool.min_replicas) == (replicas, min_replicas):
                 return pool.pool
+        if len(self.facts.pools) >= MAX_POOLS:
+            raise InvalidArgument(
+                f"{MAX_POOLS} combinations of replicas and min replicas exist already; use one of these"
+            )
         number = PoolId(max(self.facts.pools, default=0) + 1)
         self.facts.pools[number] = Pool(number, replicas, min_replicas)
         return number
 
-    def fence(self, session: SessionId) -> None:
+    def fence(self, session: SessionId, *, closed: bool = False) -> None:
+        """Refuse everything from a session from now on. One that its client `closed` sends nothing on purpose any more:
+        only so many of those are remembered (what may still be under way is not older than that)."""
         if session not in self.facts.evicted:
             self.facts.evicted = (*self.facts.evicted, session)
+        if closed:
+            self._closed[session] = None
+        if len(self._closed) > MAX_CLOSED:
+            oldest = next(iter(self._closed))
+            del self._closed[oldest]
+            self.facts.evicted = tuple(other for other in self.facts.evicted if other != oldest)
 
     def forget_fences(self, oldest: SessionId) -> None:
         """Every session older than `oldest` is gone: one number fences them all."""
         if oldest > self.facts.oldest_session:
             self.facts.oldest_session = oldest
             self.facts.evicted = tuple(session for session in self.facts.evicted if session >= oldest)
+            self._closed = {session: None for session in self._closed if session >= oldest}
 
     def is_restless(self) -> bool:
         """Whether rows may have to change with nothing but time passing, or a sign of life."""

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 IDENTITY = "identity"
-MAX_PG_COUNT = 1 << 15
+MAX_PG_COUNT = 2048  # times MAX_POOLS rows of some 60 bytes fit into one message
 
 
 @dataclass(frozen=True, slots=True)

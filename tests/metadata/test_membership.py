@@ -7,9 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsd.cluster.map import NodeState, Row
-from fsd.core.errors import Busy, ForeignFileSystem
+from fsd.core.errors import Busy, ForeignFileSystem, InvalidArgument
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgId, SessionId
-from metadata.membership import PLACE_AFTER_S, REJOIN_AFTER_S, Membership, leaders_from_base, may_place, may_shrink
+from metadata.membership import (
+    MAX_CLOSED,
+    PLACE_AFTER_S,
+    REJOIN_AFTER_S,
+    Membership,
+    leaders_from_base,
+    may_place,
+    may_shrink,
+)
 from metadata.records import MapHead, RowRecord
 
 GRACE_S = 8.0
@@ -320,6 +328,25 @@ def test_fences_are_forgotten_when_all_older_sessions_are_gone():
     assert (fresh.facts.evicted, fresh.facts.oldest_session) == ((SessionId(9),), 6)
     fresh.forget_fences(SessionId(2))
     assert fresh.facts.oldest_session == 6
+
+
+def test_fences_of_closed_sessions_are_bounded_and_of_evicted_ones_kept():
+    fresh = machine()
+    fresh.fence(SessionId(2))
+    for number in range(3, MAX_CLOSED + 4):
+        fresh.fence(SessionId(number), closed=True)
+    assert fresh.facts.evicted[:2] == (SessionId(2), SessionId(4))
+    assert len(fresh.facts.evicted) == MAX_CLOSED + 1
+
+
+def test_pools_are_bounded():
+    fresh = machine()
+    pools = [fresh.pool_for(8, n) for n in range(1, 9)] + [fresh.pool_for(7, n) for n in range(1, 8)]
+    assert len(set(pools)) == 15
+    assert fresh.pool_for(8, 1) == pools[0]
+    fresh.pool_for(1, 1)
+    with pytest.raises(InvalidArgument):
+        fresh.pool_for(2, 1)
 
 
 # --- random histories -------------------------------------------------------------------------------------------------
