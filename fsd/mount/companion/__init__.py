@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 POLLS_BEFORE_WAIT = 32  # requests in a row that are taken without giving other tasks a turn
 _STATE = struct.Struct("<4sHH")  # magic, bytes of INIT's request, bytes of its answer
 _STATE_MAGIC = b"fsd\x01"
-_PRUNE_HEADER = struct.Struct("<III4x")  # struct fuse_notify_prune_out: count, padding, spare
+_PRUNE_HEADER = struct.Struct("<IIQ")  # struct fuse_notify_prune_out: count, padding, spare
 
 
 @functools.cache

@@ -52,9 +52,7 @@ class ExtraOperations(Protocol):
         """`operation` is LOCK_SH, LOCK_EX or LOCK_UN."""
         ...
 
-    async def fallocate(
-        self, inode: int, fh: int, mode: int, offset: int, length: int, ctx: CallerContext
-    ) -> None: ...
+    async def fallocate(self, inode: int, fh: int, mode: int, offset: int, length: int, ctx: CallerContext) -> None: ...
 
     async def lseek(self, inode: int, fh: int, offset: int, whence: int, ctx: CallerContext) -> int:
         """`whence` is SEEK_DATA or SEEK_HOLE."""
@@ -143,9 +141,7 @@ class Dispatcher:
         inode, fh, owner, *lock, sleep = arguments
         asked = FileLock.from_length(*lock)
         wait = bool(sleep) and asked.kind != fcntl.F_UNLCK
-        await self._lock(
-            request, wait, lambda: self._operations.setlk(inode, fh, owner, asked, wait, _caller(request))
-        )
+        await self._lock(request, wait, lambda: self._operations.setlk(inode, fh, owner, asked, wait, _caller(request)))
 
     async def _flock(self, request: "Request", arguments: tuple[int, int, int, int]) -> None:
         inode, fh, owner, how = arguments
@@ -171,7 +167,9 @@ class Dispatcher:
     async def _lseek(self, request: "Request", arguments: tuple[int, int, int, int]) -> None:
         request.reply_offset(await self._operations.lseek(*arguments, _caller(request)))
 
-    async def _copy_file_range(self, request: "Request", arguments: tuple[int, int, int, int, int, int, int, int]) -> None:
+    async def _copy_file_range(
+        self, request: "Request", arguments: tuple[int, int, int, int, int, int, int, int]
+    ) -> None:
         request.reply_count(await self._operations.copy_file_range(*arguments, _caller(request)))
 
     async def _ioctl(self, request: "Request", arguments: tuple[int, int, int, int, int, bytes, int]) -> None:
