@@ -100,9 +100,10 @@ class AppliedRequest:
 @wire(307)
 @dataclass(frozen=True, slots=True)
 class Replicate:
-    """Primary to member. Answer: Done, when it is durable there. Errors: NotALeader, BaseMismatch, BadChecksum, NoSpace.
+    """Primary to member. Answer: SpaceLeft, when it is durable there. Errors: NotALeader, BaseMismatch, BadChecksum,
+    NoSpace.
 
-    A member whose chunk already has an order >= `order` answers Done at once. `requests` is the chunk's list of last
+    A member whose chunk already has an order >= `order` answers at once. `requests` is the chunk's list of last
     requests afterwards. `settled`: all of this epoch up to this version has been acknowledged by all (so it is no longer
     in flight). `resync`: copying, not a write; applied only to a chunk with a lower order."""
 
@@ -211,3 +212,17 @@ class ReadCopy:
 
     pg: PgId
     chunk: ChunkId
+
+
+@wire(317)
+@dataclass(frozen=True, slots=True)
+class AskSpace:
+    """Primary to member: is there room for more? Answer: SpaceLeft."""
+
+
+@wire(318)
+@dataclass(frozen=True, slots=True)
+class SpaceLeft:
+    """`low`: the disk is down to its reserve, which is kept for what was begun: begin no more writes (R12)."""
+
+    low: bool
