@@ -24,13 +24,13 @@ from fsd.protocol.chunk import (
     PullChunk,
     ReadCopy,
     Replicate,
+    SpaceLeft,
     WholeChunk,
 )
 from fsd.rpc.connection import Reply
 from fsd.wire.frame import Buffer
-from fsd.wire.handshake import Done
 
-RESERVE_SHARE = 0.5  # a primary refuses at the full reserve, so its members hardly ever have to
+RESYNC_RESERVE_SHARE = 0.5  # copying stops here; a change that its primary has begun may use all of the reserve
 MAX_PAGE = 5000
 READ_TRIES = 16
 
@@ -61,7 +61,7 @@ class Follower:
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    async def replicate(self, message: Replicate, payload: Buffer) -> Done:
+    async def replicate(self, message: Replicate, payload: Buffer) -> SpaceLeft:
         """Make the primary's change durable here, or find that this copy has it already."""
         group = await self._enter(message.pg, message.epoch, message.sender)
         async with self._store.locked(message.pg, message.chunk):
@@ -70,7 +70,11 @@ class Follower:
             if self._must_apply(row, present, message):
                 await self._apply(group, present, message, payload)
         await self._store.durable()
-        return Done()
+        return self.space_left()
+
+    def space_left(self) -> SpaceLeft:
+        """Whether primaries may begin more writes for this disk (R12)."""
+        return SpaceLeft(self._store.is_low())
 
     def _must_apply(self, row: Row, present: Snapshot, message: Replicate) -> bool:
         in_flight = self._store.in_flight(message.pg).get(message.chunk, NO_ORDER)  # knows of removed chunks too
@@ -93,7 +97,7 @@ class Follower:
             message.length,
             payload,
             message.checksums,
-            reserve_share=RESERVE_SHARE,
+            reserve_share=RESYNC_RESERVE_SHARE if message.resync else 0.0,
         )
         await self._store.commit(
             prepared,

@@ -29,6 +29,7 @@ A block without location and patches is a hole. Equal contents have equal summar
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from fsd.core.errors import CorruptData
@@ -137,12 +138,14 @@ def encode_record(record: ChunkRecord) -> bytes:
             len(record.requests),
         )
     ]
-    pack = _QUAD.pack
-    parts += [pack(*block) for block in record.blocks]
-    parts += [pack(*patch) for patch in record.patches]
+    parts += [_quads(record.blocks), _quads(record.patches)]
     parts += [_REQUEST.pack(request.session, request.number) for request in record.requests]
     body = b"".join(parts)
     return body + _CRC.pack(zlib.crc32(body))
+
+
+def _quads(rows: tuple[BlockEntry, ...] | tuple[PatchEntry, ...]) -> bytes:
+    return struct.pack(f">{4 * len(rows)}I", *chain.from_iterable(rows))
 
 
 def decode_record(value: bytes) -> ChunkRecord:

@@ -18,8 +18,8 @@ from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
 from chunkserver.store import ChunkStore
 from fsd.cluster.map import ClusterMap, Row
-from fsd.core.errors import CorruptData, FsError
-from fsd.core.ids import ChunkId, Member, PgId
+from fsd.core.errors import CorruptData, FsError, NoSpace
+from fsd.core.ids import ChunkId, Incarnation, Member, PgId
 from fsd.protocol.chunk import ChunkList, ListChunks, ListInFlight
 from fsd.protocol.cluster import Activate, Promote
 
@@ -70,6 +70,7 @@ class Leader:
     def adopt(self, cluster_map: ClusterMap) -> None:
         """A newer map: work of rows that changed ends, that of new ones begins."""
         me = self._membership.me
+        self._members.forget(Member(node.node, Incarnation(node.incarnation)) for node in cluster_map.nodes)
         for row in cluster_map.rows:
             group = self._groups.get(row.pg)
             if group is None and me in row.members():
@@ -183,7 +184,7 @@ class Leader:
                 await self._carrier.mend(group, row, chunk)
                 message, data = await self._carrier.whole(group, row, chunk, group.next_order(row.epoch))
                 await self._members.ask(group, row, member, replica.as_resync(message), data)
-            except CorruptData as error:
+            except (CorruptData, NoSpace) as error:
                 failed.append(chunk)
                 log.error("chunk %s of placement group %d: %s", chunk, group.pg, error)
 

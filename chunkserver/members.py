@@ -1,7 +1,7 @@
 """Asking the other members of a placement group's row, and asking for the row without a silent one (R5)."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -16,12 +16,14 @@ from fsd.core.errors import (
     ConnectionRefused,
     CorruptData,
     FsError,
+    NoSpace,
     NotALeader,
     NotServing,
     Overloaded,
     Unreachable,
 )
 from fsd.core.ids import Member
+from fsd.protocol.chunk import AskSpace, Replicate, SpaceLeft
 from fsd.protocol.cluster import DropMember
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import Reply
@@ -31,6 +33,7 @@ from fsd.wire.frame import Buffer
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.05
+LOW_S = 1.0  # between questions to a member whose disk is full
 
 
 class Members:
@@ -41,10 +44,11 @@ class Members:
         self._membership = membership
         self._peers = peers
         self._timeout_s = timeout_s
+        self._low_until: dict[Member, float] = {}  # members that are down to their reserve, and when to ask them again
 
     async def ask(self, group: Group, row: Row, member: Member, message: Any, payload: Buffer = b"") -> Reply:
         """A member's answer, asked for until it comes or the member has left the row. Raises RowChanged, NotServing (the
-        lease ended) and the member's own definite errors: BaseMismatch, CorruptData."""
+        lease ended) and the member's own definite errors: BaseMismatch, CorruptData, NoSpace (for a copy)."""
         while True:
             with trio.move_on_after(self._timeout_s):
                 reply = await self._ask_patiently(group, row, member, message, payload)
@@ -60,9 +64,13 @@ class Members:
         address = self._membership.address_of(member)
         while address is not None:
             try:
-                return await self._peers.to(address).call(message, payload)
+                return self._note_space(member, await self._peers.to(address).call(message, payload))
             except (BaseMismatch, CorruptData):
                 raise
+            except NoSpace:
+                if isinstance(message, Replicate) and message.resync:
+                    raise
+                return None
             except ConnectionRefused:
                 return None
             except NotALeader as error:
@@ -95,6 +103,32 @@ class Members:
         group.check_still(row)
         await trio.sleep(RETRY_S)
         group.check_still(row)
+
+    def _note_space(self, member: Member, reply: Reply) -> Reply:
+        if isinstance(reply.message, SpaceLeft):
+            if reply.message.low:
+                self._low_until[member] = trio.current_time() + LOW_S
+            else:
+                self._low_until.pop(member, None)
+        return reply
+
+    async def check_space(self, row: Row) -> None:
+        """Before a write is begun: no member is down to its reserve. Raises NoSpace."""
+        if not self._low_until:
+            return
+        for member in row.members():
+            if self._low_until.get(member, float("inf")) <= trio.current_time():
+                self._low_until[member] = trio.current_time() + LOW_S
+                reply = await self.ask_once(member, AskSpace())
+                if reply is not None:
+                    self._note_space(member, reply)
+            if member in self._low_until:
+                raise NoSpace(f"node {member.node} is down to its reserve")
+
+    def forget(self, alive: Iterable[Member]) -> None:
+        """Of lives that are over."""
+        kept = [member for member in alive if member in self._low_until]
+        self._low_until = {member: self._low_until[member] for member in kept}
 
     async def ask_once(self, member: Member, message: Any) -> Reply | None:
         """An answer that one can do without."""

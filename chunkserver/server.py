@@ -137,7 +137,7 @@ class ChunkServer:
         carrier = Carrier(nursery, store, membership, members)
         leader = Leader(nursery, store, membership, members, carrier)
         self._membership, self._carrier = membership, carrier
-        serving = Serving(runtime, store, membership, leader, carrier)
+        serving = Serving(runtime, store, membership, members, leader, carrier)
         return ChunkService(membership, serving, Follower(store, membership, leader))
 
     async def _belong(self, registration: Registration) -> None:

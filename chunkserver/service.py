@@ -1,5 +1,7 @@
 """What a chunkserver answers: from each message of fsd.protocol.chunk to the part that carries it out."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from chunkserver.carrier import Request
@@ -7,9 +9,11 @@ from chunkserver.follower import Follower
 from chunkserver.report import Membership
 from chunkserver.serving import Serving
 from fsd.cluster.map import pg_of, pool_of
-from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, ProtocolError
+from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, Overloaded, ProtocolError
 from fsd.core.ids import ChunkId, PgId
+from fsd.core.units import MIB
 from fsd.protocol.chunk import (
+    AskSpace,
     Change,
     InspectChunks,
     InspectGroup,
@@ -26,12 +30,15 @@ from fsd.protocol.metadata import MapChanged
 from fsd.rpc.connection import Peer
 from fsd.wire.frame import Buffer
 
+MAX_BYTES_IN_WORK = 256 * MIB  # of clients' reads and writes
+
 
 class ChunkService:
     def __init__(self, membership: Membership, serving: Serving, follower: Follower) -> None:
         self._membership = membership
         self._serving = serving
         self._follower = follower
+        self._bytes_in_work = 0
 
     async def handle(self, peer: Peer, message: Any, payload: Buffer) -> Any:
         """A failing disk is this server's end, not its clients': they are told to come back (R11, R12)."""
@@ -44,9 +51,11 @@ class ChunkService:
         match message:
             case ReadChunk():
                 self._check_range(message.where.pg, message.chunk, message.offset, message.length)
-                return await self._serving.read(message)
+                with self._in_work(message.length):
+                    return await self._serving.read(message)
             case WriteChunk():
-                return await self._write(message, payload)
+                with self._in_work(len(payload)):
+                    return await self._write(message, payload)
             case Replicate():
                 return await self._follower.replicate(message, payload)
             case TruncateChunk():
@@ -57,6 +66,8 @@ class ChunkService:
                 return await self._follower.list_chunks(message)
             case PullChunk():
                 return await self._follower.pull(message)
+            case AskSpace():
+                return self._follower.space_left()
             case InspectChunks():
                 return self._follower.inspect_chunks(message)
             case InspectGroup():
@@ -68,6 +79,17 @@ class ChunkService:
                 return None
             case _:
                 raise ProtocolError(f"a chunkserver answers no {type(message).__name__}")
+
+    @contextmanager
+    def _in_work(self, size: int) -> Generator[None]:
+        """Count the bytes of clients' requests in memory. Raises Overloaded, which makes the client come again later."""
+        if self._bytes_in_work + size > MAX_BYTES_IN_WORK:
+            raise Overloaded(f"{self._bytes_in_work} bytes of requests are in work")
+        self._bytes_in_work += size
+        try:
+            yield
+        finally:
+            self._bytes_in_work -= size
 
     async def _write(self, message: WriteChunk, payload: Buffer) -> Any:
         if not len(payload):

@@ -10,13 +10,14 @@ import trio
 from chunkserver import replica
 from chunkserver.carrier import Carrier, Request, last_requests
 from chunkserver.leader import Leader
+from chunkserver.members import Members
 from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
 from chunkserver.store import ChunkStore
 from fsd.cluster.map import Row
 from fsd.core.errors import CorruptData, NotServing, StaleMap
 from fsd.core.ids import SessionId
-from fsd.protocol.chunk import ChunkData, ChunkWritten, ReadChunk, Where
+from fsd.protocol.chunk import Change, ChunkData, ChunkWritten, ReadChunk, Where
 from fsd.rpc.connection import Reply
 from fsd.runtime import Runtime
 
@@ -26,9 +27,16 @@ ACTIVATION_PATIENCE_S = 1.0
 
 class Serving:
     def __init__(
-        self, runtime: Runtime, store: ChunkStore, membership: Membership, leader: Leader, carrier: Carrier
+        self,
+        runtime: Runtime,
+        store: ChunkStore,
+        membership: Membership,
+        members: Members,
+        leader: Leader,
+        carrier: Carrier,
     ) -> None:
         self._runtime = runtime
+        self._members = members
         self._store = store
         self._membership = membership
         self._leader = leader
@@ -88,6 +96,8 @@ class Serving:
             await self._store.durable()
             return ChunkWritten(present.order, present.length)
         replica.check_copies(row, self._membership.pool(group.pg))
+        if request.change is Change.WRITE:
+            await self._members.check_space(row)
 
         def check() -> None:
             self._check(group, request.session)

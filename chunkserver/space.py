@@ -66,6 +66,10 @@ class BlockSpace:
         if free - wanted < kept:
             raise NoSpace(f"{wanted} bytes wanted, {free} free, {kept} of them kept in reserve")
 
+    def is_low(self) -> bool:
+        """The reserve is touched: only what was begun elsewhere, and cutting, may go on."""
+        return self.free_bytes() < self._reserve_bytes
+
     async def allocate(self, count: int, durable_sequence: int) -> list[int]:
         """Locations of `count` blocks that are the caller's until it publishes or releases them. Raises NoSpace."""
         while True:
