@@ -209,11 +209,14 @@ class Sessions:
         if self.settled.is_set() or not self.table.is_settled():
             return
         self.restarted = False
-        self.reap_unused([InodeKey(layer, ino) for layer, ino in self._store.orphans()])
         self.settled.set()
+        self.reap_unused([InodeKey(layer, ino) for layer, ino in self._store.orphans()])
 
     def reap_unused(self, keys: list[InodeKey]) -> None:
-        """Remove those of the inodes that have no name, and that nobody has open any more."""
+        """Remove those of the inodes that have no name, and that nobody has open any more. After a restart that is known only
+        when all sessions are back: until then they are left for `check_settled`."""
+        if not self.settled.is_set():
+            return
         for key in keys:
             if self.is_reapable(key):
                 self.reap(key.layer, key.ino)
