@@ -298,7 +298,10 @@ class Contents:
             self.account(file)
             if isinstance(error, SessionReplaced | SessionEvicted):
                 raise WriteLost(f"writes to inode {file.ino} are lost: session {session} was evicted") from None
-            if isinstance(error, FsError) and file.losses == losses:
+            if isinstance(error, StaleHandle):
+                file.discard()  # the inode is gone for good: nobody can read what was written to it
+                self.account(file)
+            elif isinstance(error, FsError) and file.losses == losses:
                 file.fail(error)
                 self._drain()
             raise
@@ -526,17 +529,11 @@ class Contents:
                     continue
 
     async def last_handle_closed(self, file: File) -> None:
-        """Tell the server, if it keeps the file open for us; bytes of a file without a name need not be written."""
+        """Tell the server, which keeps the file open for us. Others may have it open too, name or not: written back first."""
         try:
-            if file.orphan:
-                async with file.flush_lock:
-                    if file.handles == 0:
-                        file.discard()
-                        self.account(file)
-            if file.told_open:
-                await self.write_back(file)
-                if file.handles == 0:
-                    await self._core.tell_closed(file)
+            await self.write_back(file)
+            if file.handles == 0:
+                await self._core.tell_closed(file)
         except StaleHandle:
             log.debug("inode %d is gone", file.ino)
         except Exception as raised:

@@ -328,12 +328,20 @@ class Core:
         while True:
             await trio.sleep(1.0)
             self._purge_refusals()
-            wanted = list(self._forgotten)[:RELEASE_BATCH]
-            for ino in wanted:
-                del self._forgotten[ino]
+            wanted = self._take_forgotten()
             wanted += self._surplus()
             if wanted:
                 await self.release_leases(wanted)
+
+    def _take_forgotten(self) -> list[Ino]:
+        """Those to be released now; what is not written back yet has to wait."""
+        wanted = list(self._forgotten)[:RELEASE_BATCH]
+        for ino in wanted:
+            del self._forgotten[ino]
+            file = self.files.get(ino)
+            if file is not None and file.unwritten and file.handles == 0:
+                self._forgotten[ino] = None
+        return wanted
 
     def _purge_refusals(self) -> None:
         oldest = self.session.oldest_call()

@@ -47,7 +47,6 @@ class File:
         self.ino = ino
         self.handles = 0
         self.told_open = False  # the server counts this session among those that have it open
-        self.orphan = False
         self.content: Content | None = None
         self.size = 0
         self.mtime_ns: int | None = None  # newer than the server's

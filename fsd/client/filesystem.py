@@ -266,7 +266,7 @@ class FileSystem:
         file = self._core.files[ino]
         file.handles -= 1
         if file.handles == 0:
-            if file.orphan or file.told_open:
+            if file.told_open:
                 self._core.nursery.start_soon(self._contents.last_handle_closed, file)
             else:
                 self._core.forget_file(file)

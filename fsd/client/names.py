@@ -323,18 +323,16 @@ class Names:
         return True
 
     def _removed(self, ino: Ino, executed: Executed) -> None:
-        """A name of the inode is gone, perhaps its last."""
+        """A name of the inode is gone, perhaps its last; if the inode itself is gone, nobody anywhere can read its bytes."""
         inode = next((inode for inode in executed.inodes if inode.ino == ino), None)
-        if inode is not None and inode.nlink > 0 and not inode.is_directory:
+        if inode is not None and not inode.is_directory and inode.nlink > 0:
             return
         file = self._core.files.get(ino)
-        if file is not None and file.handles > 0:
-            file.orphan = True
-            return
-        if file is not None:
+        if file is not None and file.handles == 0 and inode is None:
             file.discard()
             self._contents.account(file)
-        self._core.forget(ino)
+        if file is None or file.handles == 0:
+            self._core.forget(ino)
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
