@@ -18,6 +18,7 @@ from fsd.core.units import BLOCK_SIZE, DEFAULT_CHUNK_SIZE, DEFAULT_INLINE_LIMIT,
 from fsd.namespace.keys import FAMILIES
 from fsd.protocol.cluster import CreateVolume
 from fsd.rpc.client import ChannelPool
+from fsd.rpc.connection import only_error
 from fsd.rpc.server import serve
 from fsd.runtime import Runtime
 from fsd.runtime.storage import DataDirectory
@@ -102,6 +103,11 @@ class MetadataServer:
         keyvalue = await self._directory.open_keyvalue("tree", FAMILIES)
         try:
             await self._serve(Store(keyvalue), identity, task_status)
+        except BaseExceptionGroup as group:
+            error = only_error(group)
+            if error is None:
+                raise
+            raise error from None
         finally:
             with trio.move_on_after(10) as scope:
                 scope.shield = True
