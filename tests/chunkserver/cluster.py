@@ -8,7 +8,7 @@ from chunkserver.figures import MachineFigures
 from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.cluster.map import pg_of
 from fsd.core.checksum import block_checksums
-from fsd.core.errors import FsError, Retry
+from fsd.core.errors import DiskFailed, FsError, Retry
 from fsd.core.ids import ChunkId, DataId, MapEpoch, PgId, RequestNumber, SessionId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import InspectGroup, ReadChunk, ReadCopy, TruncateChunk, Where, WriteChunk
@@ -28,15 +28,20 @@ class Cluster:
         self.servers = {}
         self.addresses = {}
         self.scopes = {}
+        self.failed = []
         self.pool = ChannelPool(self.runtime, nursery, lambda: Hello("client", "test", "1"))
         self.session = SessionId(7)
         self.number = 0
 
-    async def start(self, name):
-        directory = self.directories.setdefault(name, MemoryDirectory(name, segment_limit=40))
+    async def start(self, name, *, segments=40, reserve_bytes=0):
+        directory = self.directories.setdefault(name, MemoryDirectory(name, segment_limit=segments))
         directory.open()
         options = ChunkServerOptions(
-            listen=f"{name}:9", metadata=(ADDRESS,), zone=name, reserve_bytes=0, segment_size=32 * BLOCK_SIZE
+            listen=f"{name}:9",
+            metadata=(ADDRESS,),
+            zone=name,
+            reserve_bytes=reserve_bytes,
+            segment_size=32 * BLOCK_SIZE,
         )
         server = self.servers[name] = ChunkServer(
             self.runtime, directory, options, measure=lambda: MachineFigures(0.0, 0.0)
@@ -47,7 +52,10 @@ class Cluster:
 
     async def _run(self, server, scope, task_status):
         with scope:
-            await server.run(task_status=task_status)
+            try:
+                await server.run(task_status=task_status)
+            except DiskFailed as error:
+                self.failed.append(str(error))
 
     def kill(self, name, *, noticed=True):
         """Like kill -9; `noticed`: the authority sees the refused connection at once."""

@@ -1,12 +1,14 @@
 """Two and three chunkservers under a small authority: writing, death, takeover, return, fences."""
 
 import logging
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
+from chunkserver.follower import Follower
 from fsd.core.checksum import block_checksums
-from fsd.core.errors import CorruptData, ForeignFileSystem, NotServing, SessionEvicted, StaleMap
+from fsd.core.errors import CorruptData, DiskFailed, ForeignFileSystem, NoSpace, NotServing, SessionEvicted, StaleMap
 from fsd.core.ids import ChunkId, DataId, MapEpoch, PgEpoch, RequestNumber, SessionId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import ReadChunk, WriteChunk
@@ -87,44 +89,50 @@ async def test_writes_go_on_while_a_member_is_filled(autojump_clock):
         await c.check_equal("a", "b")
 
 
-async def test_takeover_settles_what_was_in_flight(monkeypatch, autojump_clock):
-    """The secondary has a change that was never acknowledged, or has not: after the takeover it is there for all."""
+def make_deaf(monkeypatch, server):
+    """`server` gets no change from its primaries until the returned event is set."""
+    hears = trio.Event()
+    replicate = Follower.replicate
+
+    async def heard(self, message, payload):
+        if self._membership is server._membership:
+            await hears.wait()
+        return await replicate(self, message, payload)
+
+    monkeypatch.setattr(Follower, "replicate", heard)
+    return hears
+
+
+@pytest.mark.parametrize("who_heard", [0, 1])
+async def test_takeover_settles_what_was_in_flight(monkeypatch, autojump_clock, who_heard):
+    """One secondary has a change that was never acknowledged, the other has not: after the takeover they are equal."""
     async with cluster("a", "b", "c", replicas=3) as c:
         await c.write(CHUNK, 0, b"old " * 1000)
         primary = c.primary(CHUNK)
         seconds = [name for name in "abc" if name != primary]
-        real = c.servers[seconds[0]]._membership  # one secondary hears nothing of the change
-        follower_row = real.row
-        monkeypatch.setattr(real, "row", lambda pg: None)
-        monkeypatch.setattr(real, "refresh", _never)
+        hears = make_deaf(monkeypatch, c.servers[seconds[who_heard]])
         with trio.move_on_after(0.5):
             await c.write(CHUNK, 0, b"new!")
-        monkeypatch.setattr(real, "row", follower_row)
-        monkeypatch.undo()
         c.kill(primary)
+        hears.set()
         await c.settle(members=2)
-        data = await c.read(CHUNK)
-        assert data in (b"old " * 1000, b"new!" + b"old " * 999)
+        assert await c.read(CHUNK) in (b"old " * 1000, b"new!" + b"old " * 999)
         await c.check_equal(*seconds)
-
-
-async def _never():
-    await trio.sleep_forever()
 
 
 async def test_an_interrupted_write_is_mended_without_anybody_asking(monkeypatch, autojump_clock):
     async with cluster("a", "b") as c:
         await c.write(CHUNK, 0, b"old " * 1000)
-        second = next(name for name in "ab" if name != c.primary(CHUNK))
-        membership = c.servers[second]._membership
-        row = membership.row
-        monkeypatch.setattr(membership, "row", lambda pg: None)
+        primary = c.primary(CHUNK)
+        second = next(name for name in "ab" if name != primary)
+        hears = make_deaf(monkeypatch, c.servers[second])
         with trio.move_on_after(0.2):
             await c.write(CHUNK, 0, b"new!")
-        monkeypatch.setattr(membership, "row", row)
-        await trio.sleep(3)
-        await c.settle()
+        assert await c.listing(primary, c.pg(CHUNK)) != await c.listing(second, c.pg(CHUNK))
+        hears.set()
+        await trio.sleep(1)
         await c.check_equal("a", "b")
+        assert len(c.authority.row(c.pg(CHUNK)).in_sync) == 2
 
 
 async def test_a_repeated_request_number_is_carried_out_once(autojump_clock):
@@ -278,3 +286,91 @@ async def test_three_members_all_hold_every_write_through_restarts(caplog, autoj
         for chunk in CHUNKS:
             assert await c.read(chunk) == content[chunk]
     assert not caplog.records
+
+
+@asynccontextmanager
+async def one_small_disk():
+    """Node b has 64 blocks, half of them kept in reserve."""
+    async with trio.open_nursery() as nursery:
+        c = Cluster(nursery)
+        await nursery.start(c.authority.run)
+        await c.start("a")
+        await c.start("b", segments=2, reserve_bytes=32 * BLOCK_SIZE)
+        await c.settle()
+        yield c
+        nursery.cancel_scope.cancel()
+
+
+async def write_until_refused(c, written):
+    for index in range(20):
+        chunk = ChunkId(DataId(20), index)
+        await c.write(chunk, 0, b"x" * 4 * BLOCK_SIZE)
+        written.append(chunk)
+
+
+async def test_a_full_member_stops_writes_and_not_the_group(autojump_clock):
+    async with one_small_disk() as c:
+        epochs = {row.pg: row.epoch for row in c.authority.map.rows}
+        written = []
+        with pytest.raises(NoSpace):
+            await write_until_refused(c, written)
+        assert 7 <= len(written) <= 16
+        assert {row.pg: row.epoch for row in c.authority.map.rows} == epochs
+        for chunk in written:
+            assert await c.read(chunk) == b"x" * 4 * BLOCK_SIZE
+            await c.truncate(chunk, 0)
+        await trio.sleep(2)
+        await c.write(written[0], 0, b"y" * BLOCK_SIZE)
+        await c.check_equal("a", "b")
+
+
+async def test_a_failing_disk_ends_its_server_and_the_other_goes_on(autojump_clock, monkeypatch):
+    async with cluster("a", "b") as c:
+        await c.write(CHUNK, 0, b"x" * 100_000)
+        name = c.primary(CHUNK)
+        monkeypatch.setattr(c.servers[name]._store._space._segments, "write", _fail)
+        c.nursery.start_soon(c.write, CHUNK, 0, b"y" * 100_000)
+        await trio.sleep(1)
+        c.kill(name)
+        await trio.sleep(2)
+        assert c.failed == ["no more"]
+        assert await c.read(CHUNK) == b"y" * 100_000
+
+
+async def _fail(*_):
+    raise DiskFailed("no more")
+
+
+async def test_a_damaged_store_is_filled_again(autojump_clock):
+    async with cluster("a", "b") as c:
+        for chunk in CHUNKS:
+            await c.write(chunk, 0, b"x" * 100_000)
+        c.kill("b")
+        records = c.directories["b"]._stores["index"].durable["chunk"]
+        key = min(records)
+        records[key] = records[key][:-3]
+        await c.start("b")
+        await c.settle(members=2)
+        await c.check_equal("a", "b")
+
+
+async def test_a_reader_waits_for_the_write_under_way(autojump_clock, monkeypatch):
+    async with cluster("a", "b") as c:
+        await c.write(CHUNK, 0, b"old")
+        second = next(name for name in "ab" if name != c.primary(CHUNK))
+        hears = make_deaf(monkeypatch, c.servers[second])
+        read = []
+
+        async def reader():
+            await trio.sleep(0.1)
+            read.append((await c.read(CHUNK), trio.current_time()))
+
+        start = trio.current_time()
+        c.nursery.start_soon(reader)
+        c.nursery.start_soon(c.write, CHUNK, 0, b"new")
+        await trio.sleep(0.5)
+        assert read == []
+        hears.set()
+        await trio.sleep(3)
+        assert read[0][0] == b"new"
+        assert read[0][1] - start >= 0.5
