@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -33,11 +34,20 @@ from fsd.wire.frame import Buffer
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.05
+SLOWEST_S = 6.0  # of waiting for one answer of a member that lives
 LOW_S = 1.0  # between questions to a member whose disk is full
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """`under_way`: the member was asked and has not answered, neither yes nor no."""
+
+    under_way: bool = False
+
+
 class Members:
-    """`timeout_s`: how long a member may be silent before the primary asks to drop it."""
+    """`timeout_s`: how long a member may be silent before the primary asks to drop it. One that only is slow, and says
+    so when asked, gets more time, up to SLOWEST_S in one go."""
 
     def __init__(self, runtime: Runtime, membership: Membership, peers: ChannelPool, timeout_s: float) -> None:
         self._runtime = runtime
@@ -49,38 +59,48 @@ class Members:
     async def ask(self, group: Group, row: Row, member: Member, message: Any, payload: Buffer = b"") -> Reply:
         """A member's answer, asked for until it comes or the member has left the row. Raises RowChanged, NotServing (the
         lease ended) and the member's own definite errors: BaseMismatch, CorruptData, NoSpace (for a copy)."""
+        patience_s = self._timeout_s
+        attempt = _Attempt()
         while True:
-            with trio.move_on_after(self._timeout_s):
-                reply = await self._ask_patiently(group, row, member, message, payload)
+            with trio.move_on_after(patience_s) as waited:
+                reply = await self._ask_patiently(group, row, member, message, payload, attempt)
                 if reply is not None:
                     return reply
             group.check_still(row)
-            await self._drop(group, row, member)
+            slow = waited.cancelled_caught and attempt.under_way and patience_s < SLOWEST_S
+            if slow and await self.ask_once(member, AskSpace()) is not None:
+                log.info("placement group %d: node %d is slow, asking again", group.pg, member.node)
+                patience_s *= 2  # it lives and its disk is busy; asking again does no harm
+            else:
+                await self._drop(group, row, member)
+                patience_s = self._timeout_s
+            group.check_still(row)
 
     async def _ask_patiently(
-        self, group: Group, row: Row, member: Member, message: Any, payload: Buffer
+        self, group: Group, row: Row, member: Member, message: Any, payload: Buffer, attempt: "_Attempt"
     ) -> Reply | None:
         """None if only dropping the member helps."""
         address = self._membership.address_of(member)
         while address is not None:
             try:
+                attempt.under_way = True
                 return self._note_space(member, await self._peers.to(address).call(message, payload))
             except (BaseMismatch, CorruptData):
                 raise
-            except NoSpace:
-                if isinstance(message, Replicate) and message.resync:
-                    raise
-                return None
             except ConnectionRefused:
                 return None
             except NotALeader as error:
                 log.info("placement group %d epoch %d: node %d says: %s", group.pg, row.epoch, member.node, error)
+                attempt.under_way = False
                 await self._refresh_quietly()
             except (Unreachable, Overloaded, BadChecksum, NotServing) as error:
                 log.debug("placement group %d: node %d: %s", group.pg, member.node, error)
             except FsError as error:
+                if isinstance(error, NoSpace) and isinstance(message, Replicate) and message.resync:
+                    raise
                 log.warning("placement group %d: node %d cannot follow: %s", group.pg, member.node, error)
                 return None
+            attempt.under_way = False
             group.check_still(row)
             await trio.sleep(RETRY_S)
             group.check_still(row)

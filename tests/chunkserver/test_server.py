@@ -374,3 +374,21 @@ async def test_a_reader_waits_for_the_write_under_way(autojump_clock, monkeypatc
         await trio.sleep(3)
         assert read[0][0] == b"new"
         assert read[0][1] - start >= 0.5
+
+
+@pytest.mark.parametrize(("delay_s", "kept"), [(4, True), (30, False)])
+async def test_a_slow_member_is_waited_for_and_a_stuck_one_is_dropped(autojump_clock, monkeypatch, delay_s, kept):
+    async with cluster("a", "b") as c:
+        await c.write(CHUNK, 0, b"old")
+        second = next(name for name in "ab" if name != c.primary(CHUNK))
+        store = c.servers[second]._store
+        durable = store.durable
+
+        async def slow():
+            await trio.sleep(delay_s)
+            await durable()
+
+        monkeypatch.setattr(store, "durable", slow)
+        with trio.fail_after(20):
+            await c.write(CHUNK, 0, b"new")
+        assert (len(c.authority.row(c.pg(CHUNK)).in_sync) == 2) is kept
