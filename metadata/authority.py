@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 PROBES = 3  # a refusal is believed at once; other failures say nothing and are tried again
 PROBE_PAUSE_S = 0.3
+PROBE_TIMEOUT_S = 3.0
 CHANGE_TIMEOUT_S = 3.0  # how long a request waits for a row change that R8 holds back
 
 Event = Callable[[Membership, float], object]
@@ -274,16 +275,22 @@ class Authority:
             node = self.membership.nodes.get(member.node)
             if node is None or node.incarnation != member.incarnation:
                 return
-            try:
-                connection = await self._runtime.network.connect(node.address)
-            except ConnectionRefused:
+            if await self._is_refused(node.address):
                 await self.submit(lambda membership, now: membership.refused(member, now))
                 return
+            await trio.sleep(PROBE_PAUSE_S)
+
+    async def _is_refused(self, address: str) -> bool:
+        with trio.move_on_after(PROBE_TIMEOUT_S):
+            try:
+                connection = await self._runtime.network.connect(address)
+            except ConnectionRefused:
+                return True
             except FsError as error:
-                log.debug("probe of node %d: %s", member.node, error)
+                log.debug("probe of %s: %s", address, error)
             else:
                 connection.close()
-            await trio.sleep(PROBE_PAUSE_S)
+        return False
 
 
 def _could_go(row: Row, member: Member) -> bool:

@@ -64,9 +64,11 @@ def keep_beside(wanted: LeaseMode) -> LeaseMode:
 
 
 class LeaseTable:
-    """All leases and openers. Time comes in as an argument; nothing here waits."""
+    """All leases and openers. Time comes in as an argument; nothing here waits. Serials begin above `first_serial`: a
+    server that restarts must not fall below those that its clients have seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_serial: int = 0) -> None:
+        self._first_serial = first_serial
         self._holders: dict[InodeKey, dict[SessionId, Holding]] = {}
         self._held: dict[SessionId, dict[InodeKey, None]] = {}
         self._openers: dict[InodeKey, dict[SessionId, None]] = {}
@@ -213,7 +215,7 @@ class LeaseTable:
             _discard(self._held, session, key)
 
     def _next_serial(self, session: SessionId) -> int:
-        self._serials[session] = serial = self._serials.get(session, 0) + 1
+        self._serials[session] = serial = self._serials.get(session, self._first_serial) + 1
         return serial
 
 

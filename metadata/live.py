@@ -60,7 +60,7 @@ class Sessions:
         self._store = store
         self._authority = authority
         self.table = SessionTable(ttl_s)
-        self.leases = LeaseTable()
+        self.leases = LeaseTable(runtime.clock.time_ns() // 1000)
         self.settled = trio.Event()  # every session from before the restart has resumed or is gone
         self.restarted = True
         self.collect: Callable[[], None] = lambda: None  # wakes the collector

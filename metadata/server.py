@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 IDENTITY = "identity"
+FIRST_LAYER = LayerId(1)
 MAX_PG_COUNT = 2048  # times MAX_POOLS rows of some 60 bytes fit into one message
 
 
@@ -150,7 +151,7 @@ class MetadataServer:
             nursery.start_soon(authority.run)
             sessions.collect = collector.wake
             sessions.load()
-            if not store.volumes() and not store.purges():
+            if is_new(store):
                 await volumes.create(CreateVolume(options.first_volume, options.replicas, options.min_replicas))
             nursery.start_soon(self._stop_on_failure)
             nursery.start_soon(sessions.run)
@@ -189,7 +190,7 @@ class MetadataServer:
         if identity is None:
             await self._write_identity(file_system)
         record = FileSystemRecord(file_system, options.chunk_size, options.pg_count, options.inline_limit)
-        counters = Counters(FIRST_FREE_ID, SessionId(1), LayerId(1))
+        counters = Counters(FIRST_FREE_ID, SessionId(1), FIRST_LAYER)
         sequence = store.apply([put("cluster", FILE_SYSTEM_KEY, record), put("cluster", COUNTERS_KEY, counters)])
         await store.durable(sequence)
         log.info("file system %s is made in %s", file_system, self._directory.name)
@@ -217,6 +218,12 @@ class MetadataServer:
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
+
+
+def is_new(store: Store) -> bool:
+    """Whether no volume was ever made (one that was deleted does not come back)."""
+    counters = store.counters()
+    return counters is not None and counters.next_layer == FIRST_LAYER
 
 
 def check_same_file_system(hello: Hello, file_system: str) -> None:

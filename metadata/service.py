@@ -1,5 +1,6 @@
 """What the metadata server answers: the one table from messages to methods, and who may ask what when."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from metadata.status import StatusService
 from metadata.store import Store
 from metadata.tree import TreeService
 from metadata.volumes import VolumeService
+
+log = logging.getLogger(__name__)
 
 OfSession = Callable[[LiveSession, Any], Awaitable[Any]]
 OfPeer = Callable[[Peer, Any], Awaitable[Any]]
@@ -95,8 +98,11 @@ class MetadataService:
             if kind is metadata.OpenSession:
                 await self._sessions.settled.wait()
                 return await self._clients.open(peer, message)
-        except (DiskFailed, CorruptData) as error:
+        except DiskFailed as error:
             self._failed(error)
+            raise
+        except CorruptData as error:
+            log.error("%s from %s: %s", kind.__name__, peer.address, error)
             raise
         raise ProtocolError(f"the metadata server does not answer {kind.__name__}")
 
@@ -127,10 +133,14 @@ class MetadataService:
         live = peer.state
         if not isinstance(live, LiveSession) or live.peer is not peer or live.state.evicting:
             return
-        if isinstance(message, metadata.Recalled):
-            self._recaller.recalled(live, message)
-        elif isinstance(message, metadata.ReleaseLeases) and message.session == live.state.session:
-            self._recaller.release(live, message.releases)
+        try:
+            if isinstance(message, metadata.Recalled):
+                self._recaller.recalled(live, message)
+            elif isinstance(message, metadata.ReleaseLeases) and message.session == live.state.session:
+                self._recaller.release(live, message.releases)
+        except DiskFailed as error:
+            self._failed(error)
+            raise
 
     def disconnected(self, peer: Peer) -> None:
         self._audience.remove(peer)

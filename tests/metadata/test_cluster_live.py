@@ -289,6 +289,7 @@ async def test_a_used_volume_keeps_its_replicas_and_is_deleted_by_force_alone(au
         await server.ask(c.DeleteVolume("default", force=True))
         await trio.sleep(3)
         assert (await server.ask(m.InspectInode(LayerId(1), ino))).inode is None
+        await server.restart()
         assert (await server.ask(c.ListVolumes())).volumes == ()
         assert (await server.ask(c.GetStatus())).collecting == 0
 

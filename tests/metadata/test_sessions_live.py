@@ -3,11 +3,15 @@
 import pytest
 import trio
 
-from fsd.core.errors import NotFound, SessionEvicted, SessionUnknown
+from fsd.core.errors import DiskFailed, NotFound, NotServing, SessionEvicted, SessionUnknown
 from fsd.core.ids import Ino
 from fsd.protocol import cluster as c
 from fsd.protocol import metadata as m
-from tests.metadata.cluster import client, running
+from fsd.rpc.client import Channel
+from fsd.wire.handshake import Hello
+from metadata.server import MetadataServer
+from tests.fakes import MemoryDirectory, MemoryKeyValue, MemoryNetwork, memory_runtime
+from tests.metadata.cluster import ADDRESS, OPTIONS, FakeClient, client, running
 
 EXCLUSIVE, SHARED, NONE = m.LeaseMode.EXCLUSIVE, m.LeaseMode.SHARED, m.LeaseMode.NONE
 
@@ -101,6 +105,62 @@ async def test_a_wrong_secret_and_an_unknown_session_are_refused(autojump_clock)
             await one.ask(m.KeepAlive(12345))
         with pytest.raises(NotFound):
             await one.ask(m.OpenSession("one", "no such volume"))
+
+
+async def test_a_recall_reaches_a_holder_that_was_away_for_a_moment(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one", alive=False), await client(server, "two")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+        peer = await one.channel.peer()
+        peer.close()
+        got = trio.Event()
+
+        async def get():
+            await two.get(ino, EXCLUSIVE)
+            got.set()
+
+        server.nursery.start_soon(get)
+        await trio.sleep(3)
+        assert not got.is_set()
+        await one.resume()
+        await got.wait()
+        assert one.mode(ino) is NONE
+        assert not (await server.ask(c.GetMap())).map.is_fenced(one.id)
+
+
+async def test_requests_of_an_old_connection_are_not_those_of_the_session(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one", alive=False)
+        stranger = FakeClient(server, "stranger")
+        stranger.session = one.session
+        with pytest.raises(NotServing):
+            await stranger.lookup(b"file")
+        await stranger.resume()
+        with pytest.raises(NotServing):  # its connection was closed, and a new one is not the session's
+            await one.lookup(b"file")
+
+
+async def test_a_failed_disk_ends_the_server(autojump_clock, nursery, monkeypatch):
+    directory, network = MemoryDirectory(), MemoryNetwork()
+    ended: list[BaseException] = []
+
+    async def serve(*, task_status):
+        try:
+            await MetadataServer(memory_runtime(network), directory.open(), OPTIONS).run(task_status=task_status)
+        except DiskFailed as error:
+            ended.append(error)
+
+    def broken(self, changes):
+        raise DiskFailed("no more writing")
+
+    await nursery.start(serve)
+    channel = Channel(memory_runtime(network), nursery, ADDRESS, lambda: Hello("client", "x", "0"))
+    opened = (await channel.call(m.OpenSession("x", "default"))).message
+    monkeypatch.setattr(MemoryKeyValue, "apply", broken)
+    with pytest.raises(DiskFailed):
+        await channel.call(m.AllocateIds(opened.session))
+    await trio.sleep(5)
+    assert len(ended) == 1
 
 
 async def test_a_closed_session_gives_everything_back(autojump_clock):
