@@ -59,6 +59,8 @@ class BlockReader:
             await self._fetch_mine(file, content, [b for b in missing if (file.ino, b) not in self._fetching], {})
         except FsError as error:
             log.debug("read-ahead of inode %d: %s", file.ino, error)
+        except Exception:
+            log.exception("read-ahead of inode %d met a bug", file.ino)
         finally:
             self._prefetches -= 1
 

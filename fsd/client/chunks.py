@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ATTEMPT_S = 5.0  # then the same request is sent again: its answer may be lost with a silent host
 CORRUPT_ATTEMPTS = 4
 REFRESH_S = 1.0
-MAX_REQUESTS = 32
+MAX_REQUESTS = 64
 
 MakeRequest = Callable[[Where], object]
 

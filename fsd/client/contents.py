@@ -24,7 +24,15 @@ from fsd.client.file import Content, File, FileHandle, content_of
 from fsd.client.options import Caller
 from fsd.client.session import SessionReplaced
 from fsd.client.writeback import DirtyMap
-from fsd.core.errors import FileTooLarge, FsError, InvalidArgument, SessionEvicted, StaleHandle, WriteLost
+from fsd.core.errors import (
+    FileTooLarge,
+    FsError,
+    InternalError,
+    InvalidArgument,
+    SessionEvicted,
+    StaleHandle,
+    WriteLost,
+)
 from fsd.core.ids import ChunkId, DataId, Ino, SessionId
 from fsd.core.units import BLOCK_SIZE, MAX_FILE_SIZE, MIB
 from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
@@ -236,6 +244,10 @@ class Contents:
         except FsError as error:
             log.warning("inode %d was not written back, will try again: %s", file.ino, error)
             file.retry_at = self._core.runtime.clock.monotonic() + RETRY_S
+        except Exception:
+            log.exception("writing inode %d back met a bug", file.ino)
+            file.fail(InternalError(f"writing inode {file.ino} back met a bug, see the log"))
+            file.retry_at = self._core.runtime.clock.monotonic() + RETRY_S
         finally:
             busy.discard(file.ino)
             self._core.forget_file(file)
@@ -272,14 +284,21 @@ class Contents:
 
     async def sync(self) -> None:
         """Everything of every file. Raises the first error after all were tried."""
-        first: FsError | None = None
-        for file in list(self._dirty.values()):
-            try:
-                await self.write_back(file)
-            except FsError as error:
-                first = first or error
-        if first is not None:
-            raise first
+        errors: list[FsError] = []
+
+        async def write_back(file: File) -> None:
+            async with room:
+                try:
+                    await self.write_back(file)
+                except FsError as error:
+                    errors.append(error)
+
+        room = trio.CapacityLimiter(MAX_FLUSHES)
+        async with trio.open_nursery() as nursery:
+            for file in list(self._dirty.values()):
+                nursery.start_soon(write_back, file)
+        if errors:
+            raise errors[0]
 
     async def _flush(self, file: File) -> None:
         """One round: take, write, commit. The flush lock is held."""
@@ -539,7 +558,8 @@ class Contents:
         except Exception as raised:
             error = only_error(raised)
             if error is None:
-                raise
-            log.warning("inode %d was not closed at the server: %s", file.ino, error)
+                log.exception("closing inode %d met a bug", file.ino)
+            else:
+                log.warning("inode %d was not closed at the server: %s", file.ino, error)
         finally:
             self._core.forget_file(file)

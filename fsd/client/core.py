@@ -14,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from fsd import __version__
 from fsd.client.cache import BlockCache
 from fsd.client.file import File, content_of
 from fsd.client.leases import LeaseTable
@@ -23,7 +24,7 @@ from fsd.client.overlap import Overlaps, Ticket, Token
 from fsd.client.session import Session
 from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
-from fsd.core.errors import StaleHandle, WriteLost
+from fsd.core.errors import FsError, StaleHandle, WriteLost
 from fsd.core.ids import Ino, MapEpoch, SessionId
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Inode, Volume
@@ -47,7 +48,6 @@ from fsd.wire.handshake import Hello
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
 MAX_HELD = 50_000  # leases told when a session is resumed; a message holds no more
 RECALL_READERS_S = 1.0  # how long a recall waits for readers at work
 RELEASE_BATCH = 512
@@ -103,7 +103,9 @@ class Core:
         return self.maps.map.chunk_size
 
     def _hello(self) -> Hello:
-        return Hello("client", self.options.name, VERSION, self.session.file_system if hasattr(self, "session") else "")
+        return Hello(
+            "client", self.options.name, __version__, self.session.file_system if hasattr(self, "session") else ""
+        )
 
     async def _fetch_map(self, known: MapEpoch) -> ClusterMap | None:
         reply: MapReply = await self.session.ask(lambda _: GetMap(known))
@@ -306,6 +308,21 @@ class Core:
         self.tree.clear()
         self.blocks.clear()
 
+    def reopened(self) -> None:
+        """There is a new session, which has nothing open yet at the server."""
+        for file in list(self.files.values()):
+            if file.handles:
+                self.nursery.start_soon(self._open_again, file)
+
+    async def _open_again(self, file: File) -> None:
+        try:
+            if file.handles:
+                await self.fetch_inode(file.ino, LeaseMode.SHARED)
+        except StaleHandle:
+            log.warning("inode %d, which is open here, was removed while its session was gone", file.ino)
+        except FsError as error:
+            log.warning("inode %d could not be opened again: %s", file.ino, error)
+
     def _lose(self, ino: Ino, why: str) -> None:
         file = self.files.get(ino)
         if file is None:
@@ -330,8 +347,12 @@ class Core:
             self._purge_refusals()
             wanted = self._take_forgotten()
             wanted += self._surplus()
-            if wanted:
+            try:
                 await self.release_leases(wanted)
+            except FsError as error:
+                log.warning("leases were not given back: %s", error)
+            except Exception:
+                log.exception("giving leases back met a bug")
 
     def _take_forgotten(self) -> list[Ino]:
         """Those to be released now; what is not written back yet has to wait."""

@@ -28,6 +28,7 @@ class MapCache:
         self._heard = MapEpoch(0)
         self._wanted = trio.Event()
         self._fetching = trio.Lock()
+        self._begun = 0
         self._attempts: dict[PgId, list[tuple[Row, trio.CancelScope]]] = {}
 
     def heard(self, epoch: MapEpoch) -> None:
@@ -54,10 +55,11 @@ class MapCache:
 
     async def refresh(self) -> None:
         """The newest map, as of some moment after this call began."""
-        before = self.epoch
+        begun = self._begun
         async with self._fetching:
-            if self.epoch > before and self.epoch >= self._heard:
-                return
+            if self._begun != begun:
+                return  # a fetch that began after this call is done
+            self._begun += 1
             newer = await self._fetch(self.epoch)
             if newer is not None and newer.epoch > self.epoch:
                 self._install(newer)

@@ -77,6 +77,10 @@ class Keeper(Protocol):
         """Drop everything; what was not written back is lost."""
         ...
 
+    def reopened(self) -> None:
+        """After an eviction there is a new session."""
+        ...
+
     def grants(self, grants: tuple[Grant, ...]) -> None: ...
 
     def recall_arrived(self, recall: Recall) -> None: ...
@@ -357,6 +361,7 @@ class Session:
             self._counts["evictions"] += 1
             await self._keeper.evicted()
             await self._open(peer)
+            self._keeper.reopened()
             return
         except trio.TooSlowError:
             raise Unreachable(f"{peer.address} did not resume session {self.id}") from None
