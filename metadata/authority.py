@@ -44,7 +44,8 @@ class Audience:
         self._epoch = MapEpoch(0)
 
     def add(self, peer: Peer) -> None:
-        self._told.setdefault(peer, self._epoch)
+        if not peer.closed.is_set():
+            self._told.setdefault(peer, self._epoch)
 
     def remove(self, peer: Peer) -> None:
         self._told.pop(peer, None)

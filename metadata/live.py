@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-from fsd.core.errors import FsError, NotServing, SessionEvicted, SessionUnknown
+from fsd.core.errors import FsError, NotServing, SessionEvicted, SessionUnknown, Unreachable
 from fsd.core.ids import Ino, LayerId, RequestNumber, SessionId
 from fsd.namespace.apply import apply
 from fsd.namespace.operations import Reap
@@ -115,7 +115,9 @@ class Sessions:
         return live
 
     def connect(self, live: LiveSession, peer: Peer) -> None:
-        """The session goes on over `peer`; what was its connection is closed."""
+        """The session goes on over `peer`; what was its connection is closed. Raises Unreachable if `peer` is gone."""
+        if peer.closed.is_set():
+            raise Unreachable(f"{peer.address} is gone")
         old = live.peer
         peer.state = live
         live.state.heard = self._clock.monotonic()

@@ -34,9 +34,10 @@ def is_full(cluster: ClusterMap, loads: Mapping[NodeId, NodeLoad]) -> bool:
 
 def space_of(volume: Volume, cluster: ClusterMap, loads: Mapping[NodeId, NodeLoad]) -> VolumeSpace:
     """For statfs: the smaller of the quota and the cluster's room, all copies counted."""
-    present = [loads[node.node] for node in cluster.nodes if node.node in loads]
-    total = sum(load.total_bytes for load in present) // volume.replicas
-    free = sum(max(0, load.free_bytes) for load in present) // volume.replicas
+    known = [node for node in cluster.nodes if node.node in loads]
+    total = sum(loads[node.node].total_bytes for node in known) // volume.replicas
+    up = [loads[node.node] for node in known if node.state is NodeState.UP]
+    free = sum(max(0, load.free_bytes) for load in up) // volume.replicas
     if volume.quota_bytes:
         free = max(0, min(free, volume.quota_bytes - volume.used_bytes))
         total = min(total, volume.quota_bytes)
