@@ -31,7 +31,7 @@ from fsd.core.ids import (
 )
 from fsd.protocol.chunk import AppliedRequest, Replicate
 
-MAX_REMOVED = 4096  # removed chunks of a group whose last requests are remembered
+MAX_REMOVED = 256  # removed chunks of a group whose last requests are remembered
 
 
 class RowChanged(Exception):

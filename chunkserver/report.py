@@ -87,6 +87,7 @@ class Membership:
         self.map: ClusterMap | None = None
         self.me = Member(NodeId(0), Incarnation(0))
         self.lease_until = -1.0
+        self._in_contact = True
         self.registered = False
         self.stopping = False
 
@@ -245,14 +246,24 @@ class Membership:
                     log.warning("the metadata server does not know this node any more: registering again")
                     await self.register(registration)
             except FsError as error:
-                log.info("heartbeat: %s", error)
+                self._note_contact(error)
             await trio.sleep(max(0.0, sent_at + BEAT_S - trio.current_time()))
+
+    def _note_contact(self, error: FsError | None) -> None:
+        """Log when contact with the metadata server is lost and when it is back, not every second between."""
+        if error is not None and self._in_contact:
+            left = max(0.0, self.lease_until - self._runtime.clock.monotonic())
+            log.warning("no heartbeat, the lease lasts for another %.1f s: %s", left, error)
+        elif error is None and not self._in_contact:
+            log.info("the metadata server answers again")
+        self._in_contact = error is None
 
     async def _beat(self, load: NodeLoad) -> None:
         sent_at = self._runtime.clock.monotonic()
         known = self.map.epoch if self.map else MapEpoch(0)
         reply = await self.call_once(Heartbeat(self.me.node, self.me.incarnation, known, load))
         assert isinstance(reply, Beat)
+        self._note_contact(None)
         if reply.lease_s > 0 and not self.stopping:
             self.lease_until = max(self.lease_until, lease_end(sent_at, reply.lease_s))
         self.hear_of(reply.map_epoch)

@@ -52,7 +52,7 @@ from fsd.wire.frame import Buffer
 log = logging.getLogger(__name__)
 
 SEGMENT_SIZE = 256 * MIB
-MAX_RECORDS = 4096  # decoded, some 10 KB each
+MAX_RECORDS = 1024  # decoded, up to 15 KB each
 FORGET_AT_ONCE = 64  # settled in-flight entries removed along with one change
 SCAN_PAGE = 1000
 INDEX_NAME, SEGMENTS_NAME = "index", "segments"
