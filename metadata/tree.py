@@ -56,6 +56,8 @@ from metadata.store import Store, StoreView, drop, put, result_key
 from metadata.touched import grows, is_of_the_holder, new_ids, touched
 
 CLOCK_TOLERANCE_NS = 10_000_000
+ENTRY_BYTES = 200  # of an entry's numbers and its grant
+MAX_PAGE_BYTES = 1 << 20  # of one answer; symbolic links carry their targets
 MAX_PAGE = 1024  # entries of a directory in one answer
 
 
@@ -115,9 +117,14 @@ class TreeService:
             rows, end = self._page(live.state.layer, request)
             grants = [self._grant(live, request.ino, LeaseMode.SHARED)]
             entries: list[DirectoryEntry] = []
+            room = MAX_PAGE_BYTES
             for cookie, name, dentry in rows:
+                if room <= 0 and cookie != entries[-1].cookie:
+                    end = False
+                    break
                 inode = self._attributes(live, view, dentry.ino, grants) if request.attributes else None
                 entries.append(DirectoryEntry(name, dentry.ino, dentry.type, cookie, inode))
+                room -= ENTRY_BYTES + len(name) + (len(inode.inline or b"") if inode is not None else 0)
         return DirectoryPage(tuple(entries), end, tuple(grants))
 
     def _page(self, layer: LayerId, request: ReadDirectory) -> tuple[list[tuple[int, bytes, Dentry]], bool]:

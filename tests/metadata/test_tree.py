@@ -12,7 +12,7 @@ from fsd.core.errors import (
     StaleHandle,
 )
 from fsd.core.ids import Ino
-from fsd.namespace.operations import Create, Mkdir, Rename, SetAttributes, SetXattr
+from fsd.namespace.operations import Create, Mkdir, Rename, SetAttributes, SetXattr, Symlink
 from fsd.protocol import cluster as c
 from fsd.protocol import metadata as m
 from tests.metadata.cluster import FakeClient, client, running
@@ -99,6 +99,20 @@ async def test_a_directory_is_read_in_pages_and_attributes_of_changing_files_are
         assert sorted(entry.name for entry in seen) == sorted([b"busy", *(b"file %d" % n for n in range(7))])
         assert [entry.name for entry in seen if entry.inode is None] == [b"busy"]
         assert one.mode(busy) is EXCLUSIVE
+
+
+async def test_a_page_of_long_links_is_cut_before_it_is_too_long_for_a_message(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        for n in range(400):
+            target = b"%d" % n + b"x" * 4000
+            await one.execute(Symlink(*one.base(), Ino(1), b"link %d" % n, one.new_id(), target))
+        names, cookie, pages, end = [], 0, 0, False
+        while not end:
+            page = await one.ask(m.ReadDirectory(one.id, Ino(1), cookie, 1000, True))
+            names += [entry.name for entry in page.entries]
+            end, cookie, pages = page.end, page.entries[-1].cookie + 1, pages + 1
+        assert (len(names), len(set(names)), pages) == (400, 400, 2)
 
 
 async def test_a_release_that_crossed_a_grant_is_ignored(autojump_clock):
