@@ -305,7 +305,7 @@ class ChunkStore:
     ) -> None:
         before, plan = prepared.before, prepared.plan
         old = before.record or EMPTY
-        changes = _record_changes(before, plan, order, requests)
+        changes = self._record_changes(before, plan, order, requests)
         if flight:
             changes += self._note_flight(before.pg, before.chunk, order, settled)
         if changes:
@@ -313,6 +313,22 @@ class ChunkStore:
             self._space.free_after(sequence, _gone_blocks(old, plan))
         self.chunks += (plan is not None) - (before.record is not None)
         self.written_bytes += sum(len(data) for _, data in plan.writes) if plan else 0
+
+    def _record_changes(
+        self, before: Snapshot, plan: Plan | None, order: Order, requests: tuple[AppliedRequest, ...]
+    ) -> list[KeyChange]:
+        key = chunk_key(before.pg, before.chunk)
+        changes: list[KeyChange] = []
+        if plan is not None:
+            record = ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
+            raw = encode_record(record)
+            self._remember(key, raw, record)
+            changes.append(KeyChange(CHUNK, key, raw))
+            changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in plan.patch_data]
+        elif before.record:
+            changes.append(KeyChange(CHUNK, key, None))
+        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(before.record, plan)]
+        return changes
 
     # --- in flight ----------------------------------------------------------------------------------------------------
 
@@ -347,23 +363,11 @@ def _settled_entries(entries: dict[ChunkId, Order], settled: Order) -> list[Chun
     return done
 
 
-def _record_changes(
-    before: Snapshot, plan: Plan | None, order: Order, requests: tuple[AppliedRequest, ...]
-) -> list[KeyChange]:
-    key = chunk_key(before.pg, before.chunk)
-    old = before.record or EMPTY
-    changes: list[KeyChange] = []
-    if plan is not None:
-        record = ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
-        changes.append(KeyChange(CHUNK, key, encode_record(record)))
-        changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in plan.patch_data]
-    elif before.record:
-        changes.append(KeyChange(CHUNK, key, None))
-    if old.patches:
-        kept = {patch.serial for patch in plan.patches} if plan else set[int]()
-        gone = [patch.serial for patch in old.patches if patch.serial not in kept]
-        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in gone]
-    return changes
+def _gone_patches(old: ChunkRecord | None, plan: Plan | None) -> list[int]:
+    if old is None or not old.patches:
+        return []
+    kept = {patch.serial for patch in plan.patches} if plan else set[int]()
+    return [patch.serial for patch in old.patches if patch.serial not in kept]
 
 
 def _locations(blocks: Iterable[BlockEntry]) -> list[int]:
