@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fsd.cluster.map import NodeState, Row
+from fsd.cluster.map import NodeState, Pool, Row
 from fsd.core.errors import Busy, ForeignFileSystem, InvalidArgument
-from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgId, SessionId
+from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgId, PoolId, SessionId
 from metadata.membership import (
     MAX_CLOSED,
     PLACE_AFTER_S,
@@ -249,6 +249,26 @@ def test_only_the_primary_of_the_row_as_it_is_may_drop_activate_or_promote():
     scene.machine.drop(PG, epoch, primary, primary, scene.now)
     scene.machine.promote(PG, epoch, primary, other)
     assert scene.settle().epoch == epoch
+
+
+def test_a_dead_joiner_goes_at_once_even_while_a_dead_member_must_wait():
+    scene = Scene(3)
+    scene.activate()
+    lost, left = scene.other(), scene.row.primary.node
+    third = 6 - lost - left
+    scene.kill(lost)
+    scene.wait(REBUILD_S + 5, left, third)
+    scene.activate()
+    scene.machine.promote(PG, scene.row.epoch, scene.row.primary, scene.row.syncing[0])
+    scene.activate()
+    scene.machine.facts.pools[PoolId(1)] = Pool(PoolId(1), 3, 1)
+    scene.start(lost)
+    assert scene.settle().syncing == (scene.member(lost),)
+    scene.kill(lost)
+    scene.kill(third)
+    row = scene.settle()  # the primary was not heard since
+    assert (row.syncing, scene.nodes(row.in_sync)) == ((), sorted([left, third]))
+    assert scene.nodes(scene.wait(1, left).in_sync) == [left]
 
 
 def test_a_missing_members_place_is_kept_and_then_given_away():
