@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from fsd.cli import processes
 from fsd.cli.processes import Process, Registry
 from fsd.core.errors import Busy, ConfigurationError
+from fsd.runtime.process import start_time
 
 HOST = "127.0.0.1"
 ZONES = ("a", "b", "c")
@@ -184,7 +185,7 @@ class EmbeddedCluster:
             return process
         log = os.path.join(self.directory, "log", f"{name}.log")
         pid, address = processes.start([role, *arguments], log, READY_TIMEOUT_S)
-        process = Process(role, name, pid, processes.start_time(pid) or 0, address, data, None, mountpoint)
+        process = Process(role, name, pid, start_time(pid) or 0, address, data, None, mountpoint)
         self.registry.write(process)
         return process
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import fsd
 from fsd.core.config import ENVIRONMENT_PREFIX
 from fsd.core.errors import ConfigurationError, DeadlineExceeded, FsError
+from fsd.runtime.process import start_time
 
 POLL_S = 0.02
 # 1 MiB buffers come from the heap instead of a fresh mmap each: a third less time for bulk data.
@@ -47,16 +48,6 @@ class ProcessFailed(FsError):
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
         self.exit_code = exit_code
-
-
-def start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is none (a zombie is none)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def child_environment() -> dict[str, str]:

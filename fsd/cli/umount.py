@@ -19,16 +19,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: dict[str, Any]) -> int:
-    from fsd.cli.processes import start_time, wait_end
+    from fsd.cli.processes import wait_end
     from fsd.mount import mountinfo
 
     mountpoint = mountinfo.normalize(settings["mountpoint"])
     mount = mountinfo.mounted_at(mountpoint)
     if mount is None or not mount.is_fsd:
         raise ConfigurationError(f"no fsd volume is mounted on {mountpoint}")
-    pid = mountinfo.daemon_of(mount)
-    started = None if pid is None else start_time(pid)
+    daemon = mountinfo.daemon_of(mount)
     mountinfo.unmount(mountpoint, lazy=settings["lazy"])
-    if pid is not None and not wait_end(pid, started, settings["timeout_s"]):
-        raise DeadlineExceeded(f"{mountpoint} is unmounted, but process {pid} still writes back or has files open")
+    if daemon is not None and not wait_end(daemon.pid, daemon.started, settings["timeout_s"]):
+        raise DeadlineExceeded(
+            f"{mountpoint} is unmounted, but process {daemon.pid} still writes back or has files open"
+        )
     return exits.OK

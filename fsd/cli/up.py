@@ -63,7 +63,8 @@ def _bring_up(cluster: embedded.EmbeddedCluster, mountpoint: str, settings: dict
     running = cluster.start_servers()
     _await_nodes(cluster, running)
     for other, volume in sorted(cluster.plan.mounts.items()):
-        if other != mountpoint and os.path.isdir(other):
+        if other != mountpoint:
+            mountinfo.prepare(other)
             running.append(cluster.start_mount(other, volume, settings["options"]))
     running.append(cluster.start_mount(mountpoint, settings["volume"], settings["options"]))
     return running

@@ -5,16 +5,21 @@ everything back; asking through the mount itself would hang with the mount.
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import re
 import subprocess
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fsd.core.errors import Busy, ConfigurationError, MissingOnHost
+from fsd.runtime.process import own_start_time, start_time
 
 SUBTYPE = "fuse.fsd"
+PROBE_S = 2.0
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount(2)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -103,15 +108,27 @@ def check_free(mountpoint: str) -> None:
 
 
 def is_dead(mountpoint: str) -> bool:
-    """Whether an fsd mount is there whose daemon has gone."""
+    """Whether an fsd mount is there whose daemon has gone. A mount that only hangs (no server runs) is not dead."""
     mount = mounted_at(mountpoint)
     if mount is None or not mount.is_fsd:
         return False
+    daemon = daemon_of(mount)
+    if daemon is not None:
+        return start_time(daemon.pid) != daemon.started
+    return _answers_not_connected(mountpoint)
+
+
+def _answers_not_connected(mountpoint: str) -> bool:
+    """Ask by a process of its own, which may hang with the mount; nobody waits for it longer than PROBE_S."""
+    probe = subprocess.Popen(
+        ["stat", "-f", "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
-        os.statvfs(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        _, said = probe.communicate(timeout=PROBE_S)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        return False
+    return os.strerror(errno.ENOTCONN).encode() in said or os.strerror(errno.ECONNABORTED).encode() in said
 
 
 def detach(mountpoint: str) -> None:
@@ -120,26 +137,43 @@ def detach(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, lazy: bool) -> None:
-    """Unmount by umount(8) for root, else fusermount3. Raises Busy, MissingOnHost, ConfigurationError."""
-    if os.geteuid() == 0:
-        command = ["umount", *(["-l"] if lazy else []), "-i", "--", mountpoint]
-    else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    """Unmount, by the system call for root (umount(8) looks at the mount first, which may hang), else by fusermount3.
+
+    Raises Busy, MissingOnHost, ConfigurationError."""
+    failure = _unmount_as_root(mountpoint, lazy) if os.geteuid() == 0 else _unmount_as_user(mountpoint, lazy)
+    if failure is None:
+        return
+    if "busy" in failure:
+        hint = "a process has a file open or its working directory there (--lazy detaches all the same)"
+        raise Busy(f"{mountpoint} is busy: {hint}")
+    raise ConfigurationError(f"cannot unmount {mountpoint}: {failure}")
+
+
+def _unmount_as_root(mountpoint: str, lazy: bool) -> str | None:
+    """umount2(2); what went wrong."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), (_MNT_DETACH if lazy else 0) | _UMOUNT_NOFOLLOW) == 0:
+        return None
+    return os.strerror(ctypes.get_errno()).lower()
+
+
+def _unmount_as_user(mountpoint: str, lazy: bool) -> str | None:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
-        raise MissingOnHost(f"{command[0]} is missing on this machine: apt-get install fuse3 mount") from None
+        raise MissingOnHost("fusermount3 is missing on this machine: apt-get install fuse3") from None
     if done.returncode == 0:
-        return
-    text = " ".join(done.stderr.split()) or f"{command[0]} failed with exit code {done.returncode}"
-    if "busy" in text:
-        raise Busy(
-            f"{mountpoint} is busy: a process has a file open or its working directory there (--lazy detaches all the same)"
-        )
-    raise ConfigurationError(f"cannot unmount {mountpoint}: {text}")
+        return None
+    return " ".join(done.stderr.split()).lower() or f"fusermount3 ended with exit code {done.returncode}"
 
 
 # --- daemons ----------------------------------------------------------------------------------------------------------
+
+
+class Daemon(NamedTuple):
+    pid: int
+    started: int  # fsd.runtime.process.start_time
 
 
 def daemon_directory() -> str:
@@ -153,7 +187,8 @@ def remember_daemon(mount: Mount) -> None:
     """Called by the daemon that serves `mount`."""
     os.makedirs(daemon_directory(), mode=0o700, exist_ok=True)
     with open(_daemon_file(mount), "w", encoding="utf-8") as file:
-        json.dump({"pid": os.getpid(), "mountpoint": mount.mountpoint, "source": mount.source}, file)
+        told = {"pid": os.getpid(), "started": own_start_time(), "mountpoint": mount.mountpoint, "source": mount.source}
+        json.dump(told, file)
 
 
 def forget_daemon(mount: Mount) -> None:
@@ -161,12 +196,14 @@ def forget_daemon(mount: Mount) -> None:
         os.unlink(_daemon_file(mount))
 
 
-def daemon_of(mount: Mount) -> int | None:
-    """The pid of the daemon that serves `mount`, if it left word."""
+def daemon_of(mount: Mount) -> Daemon | None:
+    """The daemon that serves `mount`, if it left word."""
     try:
         with open(_daemon_file(mount), encoding="utf-8") as file:
             document = json.load(file)
-        return int(document["pid"]) if document["mountpoint"] == mount.mountpoint else None
+        if document["mountpoint"] != mount.mountpoint or document["source"] != mount.source:
+            return None
+        return Daemon(int(document["pid"]), int(document["started"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
