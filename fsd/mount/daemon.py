@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import pyfuse3
 import trio
 
+from fsd import __version__
 from fsd.client.filesystem import open_filesystem
-from fsd.core.errors import DeadlineExceeded, MissingOnHost
+from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, MissingOnHost
 from fsd.mount import mountinfo
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
 from fsd.mount.options import MountOptions
+from fsd.rpc.client import ChannelPool
 from fsd.runtime import Runtime
+from fsd.wire.handshake import Hello
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ async def run_mount(runtime: Runtime, request: MountRequest, ready: Callable[[st
     """Mount, serve until unmounted or told to stop, write everything back. Raises FsError if it cannot mount."""
     check_fuse_device()
     mountinfo.check_free(request.mountpoint)
+    await check_metadata_server(runtime, request.metadata)
     client = request.options.client
     operations = Operations(None if client.hard else client.timeout_s)
     notifier = Notifier(operations.is_busy)
@@ -60,6 +64,30 @@ async def run_mount(runtime: Runtime, request: MountRequest, ready: Callable[[st
     if scope.cancelled_caught:
         _explain_timeout(request, operations)
     log.info("everything is written back")
+
+
+async def check_metadata_server(runtime: Runtime, addresses: tuple[str, ...]) -> None:
+    """Raises ConnectionRefused if nobody listens at any address: then waiting for an answer makes no sense."""
+
+    def hello() -> Hello:
+        return Hello(role="cli", name=os.uname().nodename, version=__version__)
+
+    async with trio.open_nursery() as nursery:
+        pool = ChannelPool(runtime, nursery, hello)
+        refused = 0
+        for address in addresses:
+            try:
+                await pool.to(address).peer()
+                break
+            except ConnectionRefused:
+                refused += 1
+            except FsError:  # the session's own connection will meet it again, and tells it better
+                break
+        pool.close()
+        nursery.cancel_scope.cancel()
+    if refused == len(addresses):
+        where = ", ".join(addresses)
+        raise ConnectionRefused(f"cannot reach the metadata server at {where}: nobody listens there")
 
 
 def _explain_timeout(request: MountRequest, operations: Operations) -> None:

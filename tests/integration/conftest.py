@@ -51,6 +51,7 @@ class RealCluster:
         self.data = root / "data"
         self.a = root / "a"
         self.b = root / "b"
+        self.harmed = True  # something may not run, or not be in sync
 
     def fsd(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Must succeed."""
@@ -63,7 +64,15 @@ class RealCluster:
         self.fsd("up", str(self.b), "--data", str(self.data), "--detach")
         self.fsd("up", str(self.a), "--data", str(self.data), "--detach")
 
+    def heal(self) -> None:
+        """Everything runs and is in sync, if a test has killed something."""
+        if self.harmed:
+            self.up()
+            self.await_health()
+            self.harmed = False
+
     def down(self) -> None:
+        self.harmed = True
         self.fsd("down", "--data", str(self.data))
 
     def processes(self, role: str) -> list[dict]:
@@ -72,6 +81,7 @@ class RealCluster:
 
     def kill(self, role: str, which: int = 0) -> dict:
         """kill -9; what was killed."""
+        self.harmed = True
         process = self.processes(role)[which]
         os.kill(process["pid"], signal.SIGKILL)
         return process
@@ -134,11 +144,9 @@ def real_cluster() -> Iterator[RealCluster]:
 @pytest.fixture
 def cluster(real_cluster: RealCluster) -> Iterator[RealCluster]:
     """The cluster, whole before the test, checked after it."""
-    real_cluster.up()
-    real_cluster.await_health()
+    real_cluster.heal()
     yield real_cluster
-    real_cluster.up()
-    real_cluster.await_health()
+    real_cluster.heal()
     real_cluster.fsck()
 
 

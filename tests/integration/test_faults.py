@@ -100,6 +100,7 @@ def test_a_killed_metadata_server_is_a_pause_and_no_error(cluster: RealCluster, 
 
 
 def test_a_stopped_and_continued_chunkserver_harms_nobody(cluster: RealCluster, b: Path, writer: Writer):
+    cluster.harmed = True
     paused = cluster.processes("chunkserver")[1]["pid"]
     os.kill(paused, signal.SIGSTOP)
     try:
