@@ -114,10 +114,31 @@ async def test_takeover_settles_what_was_in_flight(monkeypatch, autojump_clock, 
         with trio.move_on_after(0.5):
             await c.write(CHUNK, 0, b"new!")
         c.kill(primary)
+        await trio.sleep(0.1)  # what it had asked for dies with its connections
         hears.set()
         await c.settle(members=2)
         assert await c.read(CHUNK) in (b"old " * 1000, b"new!" + b"old " * 999)
         await c.check_equal(*seconds)
+
+
+async def test_what_a_returning_node_alone_had_is_overwritten(monkeypatch, autojump_clock):
+    """Its copy has the higher order, of a change that nobody acknowledged and that the others never saw."""
+    async with cluster("a", "b") as c:
+        await c.write(CHUNK, 0, b"old " * 1000)
+        neighbour = next(chunk for chunk in CHUNKS if chunk != CHUNK and c.pg(chunk) == c.pg(CHUNK))
+        await c.write(neighbour, 0, b"so that nothing of the first is in flight any more")
+        primary = c.primary(CHUNK)
+        second = next(name for name in "ab" if name != primary)
+        make_deaf(monkeypatch, c.servers[second])
+        with trio.move_on_after(0.2):
+            await c.write(CHUNK, 0, b"new!")
+        c.kill(primary)
+        monkeypatch.undo()
+        with trio.fail_after(20):
+            assert await c.read(CHUNK) == b"old " * 1000
+            await c.start(primary)
+            await c.settle(members=2)
+        await c.check_equal("a", "b")
 
 
 async def test_an_interrupted_write_is_mended_without_anybody_asking(monkeypatch, autojump_clock):
@@ -176,6 +197,20 @@ async def test_stale_askers_are_refused(autojump_clock):
             await other.call(ReadChunk(c.where(CHUNK), c.session, CHUNK, 0, 10))
         with pytest.raises(NotServing):
             await channel.call(ReadChunk(c.where(CHUNK, min_map_epoch=MapEpoch(999)), c.session, CHUNK, 0, 10))
+
+
+async def test_a_deposed_primary_cannot_write_through_its_old_members(autojump_clock, monkeypatch):
+    async with cluster("a", "b", "c", replicas=3) as c:
+        old = c.primary(CHUNK)
+        where = c.where(CHUNK)
+        membership = c.servers[old]._membership
+        monkeypatch.setattr(membership, "hear_of", lambda epoch: None)  # it does not know yet
+        c.authority.died(c.servers[old].node)
+        await c.settle(members=2)
+        message = WriteChunk(where, c.session, RequestNumber(9), CHUNK, 0, block_checksums(b"late"))
+        with pytest.raises(StaleMap):
+            await c.pool.to(c.addresses[old]).call(message, b"late")
+        assert await c.read(CHUNK) == b""
 
 
 async def test_an_evicted_session_is_refused(autojump_clock):
