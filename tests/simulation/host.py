@@ -56,7 +56,7 @@ class Host:
         self.lives = 0
         self.errors: list[str] = []  # processes that ended by something that is not the world's fault
         self._nursery = nursery
-        self._program = program
+        self.program = program
         fabric.hosts[name] = self
 
     @property
@@ -114,7 +114,7 @@ class Host:
         try:
             with process.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._program, process)
+                    nursery.start_soon(self.program, process)
         except Exception as error:
             self._ended_by(process, error)
         finally:

@@ -26,7 +26,7 @@ import metadata.sessions
 import metadata.store
 from fsd.cluster.map import Row
 from fsd.core.ids import Incarnation, Member
-from tests.simulation.nemesis import CRASHES, CUTS, POWER, ROT, Nemesis
+from tests.simulation.nemesis import CRASHES, CUTS, MOMENTS, POWER, ROT, Nemesis
 from tests.simulation.scenario import Outcome, Plan, run_seed
 
 Patch = tuple[Any, str, Any]
@@ -266,28 +266,48 @@ def fsd_errors() -> Iterator[None]:
         pass
 
 
-crashes, cuts, rot, power = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER)
-isolate = (Nemesis.cut_primary_from_authority, Nemesis.pause_primary)
-evict = (Nemesis.cut_client_from_authority, Nemesis.pause_client)
+crashes, cuts, rot, power, moments = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER), tuple(MOMENTS)
+isolate = {
+    "faults": (Nemesis.cut_primary_from_authority, Nemesis.pause_primary),
+    "strikes": 4,
+    "nodes": 3,
+    "clients": 3,
+    "steps": 60,
+}
+evict = {
+    "faults": (Nemesis.cut_client_from_authority, Nemesis.pause_client),
+    "strikes": 4,
+    "clients": 3,
+    "steps": 40,
+    "think_s": 0.3,
+}
+three = {"nodes": 4, "replicas": 3, "min_replicas": 1}
 
 MUTATIONS = [
-    Mutation("no epoch check", no_epoch_check, 60, {"faults": isolate, "strikes": 4, "clients": 3, "steps": 40}),
+    Mutation("no epoch check", no_epoch_check, 60, isolate),
     Mutation("acknowledge before the secondary", acknowledge_before_the_secondary, 20),
-    Mutation("forget chunk request numbers", forget_chunk_request_numbers, 60, {"faults": crashes + cuts}),
-    Mutation("serve after the lease", serve_after_the_lease, 60, {"faults": isolate, "strikes": 4, "clients": 3}),
-    Mutation("no settling", no_settling, 60, {"faults": crashes}),
+    Mutation(
+        "forget chunk request numbers",
+        forget_chunk_request_numbers,
+        60,
+        {"faults": (Nemesis.late_write,), "strikes": 12, "strike_pause_s": 0.1, "think_s": 0.05, "steps": 60},
+    ),
+    Mutation("serve after the lease", serve_after_the_lease, 60, {**isolate, "readers": True, "cache_bytes": 65_536}),
+    Mutation("no settling", no_settling, 60, {**three, "faults": (Nemesis.kill_between_members,), "clients": 2}),
     Mutation("no checksums", no_checksums, 40, {"faults": rot}),
-    Mutation("no fence", no_fence, 60, {"faults": evict, "clients": 3, "steps": 40}),
-    Mutation("garbage of the returned wins", garbage_of_the_returned_wins, 60, {"faults": crashes}),
+    Mutation("no fence", no_fence, 60, evict),
+    Mutation("garbage of the returned wins", garbage_of_the_returned_wins, 60, {"faults": (Nemesis.strand_primary,)}),
     Mutation("keep a restarted member in sync", keep_a_restarted_member_in_sync, 40, {"faults": crashes}),
     Mutation("name a node without its incarnation", name_a_node_without_its_incarnation, 40, {"faults": crashes}),
-    Mutation("evict without a fence", evict_without_a_fence, 60, {"faults": evict, "clients": 3, "steps": 40}),
-    Mutation("forget metadata request numbers", forget_metadata_request_numbers, 60, {"faults": cuts}),
+    Mutation("evict without a fence", evict_without_a_fence, 60, evict),
+    Mutation(
+        "forget metadata request numbers", forget_metadata_request_numbers, 60, {"faults": (Nemesis.lose_answer,)}
+    ),
     Mutation("grant what others hold", grant_what_others_hold, 10),
     Mutation("answer before it is durable", answer_before_it_is_durable, 40, {"faults": power}),
     Mutation("act on after a recall", act_on_after_a_recall, 10),
     Mutation("release without write-back", release_without_write_back, 10),
-    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, {"faults": evict, "clients": 3, "steps": 40}),
+    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, evict),
     Mutation("lose the end of a flush", lose_the_end_of_a_flush, 10),
     Mutation("commit the size before the bytes", commit_the_size_before_the_bytes, 40, {"faults": crashes}),
     Mutation("show what was cut", show_what_was_cut, 40),

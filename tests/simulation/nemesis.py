@@ -2,11 +2,16 @@
 
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from fsd.protocol.chunk import ChunkWritten, Replicate, WriteChunk
+from fsd.protocol.metadata import Executed
+from fsd.wire.codec import number_of
+from fsd.wire.frame import Frame
 from tests.simulation.host import Host
+from tests.simulation.network import End
 
 if TYPE_CHECKING:
     from tests.simulation.scenario import Cluster
@@ -196,6 +201,77 @@ class Nemesis:
         await trio.sleep(self.random.uniform(0.5, 4))
         self.fabric.corrupt_probability = 0.0
 
+    # --- ambushes: waiting for the very moment ---
+
+    async def ambush(self, message: type[Any], strike: Callable[[End], None]) -> bool:
+        """Call `strike` in the moment in which the next such message is sent, with the sender's end."""
+        number, struck = number_of(message), trio.Event()
+
+        def look(end: End, frame: Frame) -> None:
+            if frame.type == number and not struck.is_set():
+                struck.set()
+                self.kernel.trace("ambush", message.__name__, end.host, end.other.host)
+                strike(end)
+
+        self.fabric.sent.append(look)
+        with trio.move_on_after(5):
+            await struck.wait()
+        self.fabric.sent.remove(look)
+        return struck.is_set()
+
+    def host(self, name: str) -> Host:
+        return next(host for host in self.cluster.hosts() if host.name == name)
+
+    async def kill_between_members(self) -> None:
+        """The primary dies when one of its members has got a change and the next has not."""
+        if await self.ambush(Replicate, lambda end: self.host(end.host).kill()):
+            await trio.sleep(self.random.choice((0.01, 0.5, 3.0)))
+            await self.boot_all()
+
+    async def strand_primary(self) -> None:
+        """A change reaches the primary's disk and nobody else's; then it dies, and who asked for it dies too."""
+        victims: list[Host] = []
+
+        def strand(end: End) -> None:
+            primary = self.host(end.host)
+            victims.append(primary)
+            for node in self.cluster.nodes:
+                self.fabric.cut(primary.name, node.name)
+            self.kernel.after(self.random.choice((0.004, 0.01, 0.05)), self.kill_now, primary)
+
+        if await self.ambush(Replicate, strand):
+            await trio.sleep(0.1)
+            client = self.client()
+            if client is not None and self.random.random() < 0.7:
+                self.cluster.kill_client(client)
+            for node in self.cluster.nodes:
+                self.fabric.heal(victims[0].name, node.name)
+            await trio.sleep(self.random.choice((0.5, 3.0)))
+            await self.boot_all()
+
+    def kill_now(self, host: Host) -> None:
+        host.kill()
+
+    async def boot_all(self) -> None:
+        for host in self.cluster.hosts():
+            if not host.up and not (host.name in self.cluster.done and self.cluster.done[host.name].is_set()):
+                host.boot()
+
+    async def late_write(self) -> None:
+        """The connection breaks under a write, which arrives all the same, late."""
+        await self.ambush(WriteChunk, lambda end: self.fabric.lose_connection(end, self.random.uniform(0.1, 2.0)))
+
+    async def lose_answer(self) -> None:
+        """An operation is carried out; the connection breaks before its answer arrives."""
+        await self.ambush(Executed, lambda end: self.lose_at_receiver(end))
+
+    async def lose_write_answer(self) -> None:
+        await self.ambush(ChunkWritten, lambda end: self.lose_at_receiver(end))
+
+    def lose_at_receiver(self, end: End) -> None:
+        end.other.break_(f"connection to {end.other.peer} timed out")
+        self.kernel.after(self.random.uniform(0.1, 5), end.break_, f"connection to {end.peer} timed out")
+
     async def flip_bits(self) -> None:
         """On one and the same node all along, so that there is a good copy as long as another lives."""
         self.flipped = self.flipped or await self.primary()
@@ -226,8 +302,29 @@ CUTS: list[Fault] = [
     Nemesis.clog,
     Nemesis.slow_link,
 ]
+MOMENTS: list[Fault] = [
+    Nemesis.kill_between_members,
+    Nemesis.strand_primary,
+    Nemesis.late_write,
+    Nemesis.lose_answer,
+    Nemesis.lose_write_answer,
+]
 DISKS: list[Fault] = [Nemesis.fail_disk, Nemesis.corrupt_frames, Nemesis.slow_disk, Nemesis.kill_node]
 ROT: list[Fault] = [Nemesis.flip_bits, Nemesis.flip_bits, Nemesis.corrupt_frames, Nemesis.clog]
 POWER: list[Fault] = [Nemesis.power_all, Nemesis.power_one, Nemesis.kill_client, Nemesis.clog]
 
-MIXES: tuple[list[Fault], ...] = (CALM, CRASHES, CRASHES, CUTS, CUTS, CRASHES + CUTS, CRASHES + CUTS, DISKS, ROT, POWER)
+MIXES: tuple[list[Fault], ...] = (
+    CALM,
+    CRASHES,
+    CUTS,
+    CUTS,
+    MOMENTS,
+    MOMENTS,
+    CRASHES + MOMENTS,
+    CRASHES + CUTS,
+    CRASHES + CUTS + MOMENTS,
+    DISKS,
+    ROT,
+    POWER,
+    POWER + MOMENTS,
+)

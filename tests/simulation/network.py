@@ -8,6 +8,7 @@ power says nothing: its peers find out much later.
 """
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -36,7 +37,8 @@ class Fabric:
         self.corrupt_probability = 0.0
         self.slow: dict[tuple[str, str], float] = {}
         self.hosts: dict[str, Any] = {}
-        self.tap: list[Any] = []  # observers: tap(sender host, receiver host, connection number, frame)
+        self.sent: list[Callable[[End, Frame], None]] = []  # who looks at every frame when it is sent
+        self.arrived: list[Callable[[End, Frame], None]] = []  # and when it arrives; the end is the sender's
         self._cuts: dict[tuple[str, str], int] = {}
         self._cut_count = 0
         self._ends: dict[int, End] = {}
@@ -98,6 +100,14 @@ class Fabric:
                     self.latency(name, end.host) + 0.05, end.break_, f"connection to {end.peer} was reset"
                 )
 
+    def lose_connection(self, end: "End", late_s: float) -> None:
+        """`end` finds its connection broken now; what it has sent arrives `late_s` later, at a peer that knows nothing."""
+        end.stall(late_s)
+        end.break_(f"connection to {end.peer} timed out")
+        self.kernel.after(
+            late_s + self.random.uniform(1, 5), end.other.break_, f"connection to {end.other.peer} timed out"
+        )
+
     def add(self, end: "End") -> int:
         self._end_count += 1
         self._ends[self._end_count] = end
@@ -123,6 +133,7 @@ class End:
         self._unread = 0  # bytes sent to the other end that it has not read
         self._last_arrival = 0.0
         self._held: deque[Frame | None] = deque()
+        self._stalled = False
         self._readable = Bell()
         self._writable = Bell()
 
@@ -133,6 +144,8 @@ class End:
         size = HEADER_SIZE + len(copy.message) + len(copy.payload)
         self._unread += size
         self._transmit(copy, size)
+        for look in self.fabric.sent:
+            look(self, copy)
         return self._unread <= WINDOW_BYTES
 
     async def drain(self) -> None:
@@ -155,7 +168,7 @@ class End:
 
     def _arrive(self, frame: Frame | None) -> None:
         """At the other end, unless the way there is cut. None is the end of the stream."""
-        if self._held or self.fabric.is_cut(self.host, self.other.host):
+        if self._held or self._stalled or self.fabric.is_cut(self.host, self.other.host):
             self._held.append(frame)
         else:
             self._deliver(frame)
@@ -166,13 +179,22 @@ class End:
         else:
             self.other.accept(frame)
 
+    def stall(self, time_s: float) -> None:
+        """What is on the way from here waits so long."""
+        self._stalled = True
+        self.fabric.kernel.after(time_s, self._unstall)
+
+    def _unstall(self) -> None:
+        self._stalled = False
+        self._release()
+
     def flush_held(self) -> None:
         """The cut is over. What arrives before the release queues behind what is held: the order stays."""
         if self._held:
             self.fabric.kernel.after(self.fabric.latency(self.host, self.other.host), self._release)
 
     def _release(self) -> None:
-        if not self.fabric.is_cut(self.host, self.other.host):
+        if not self._stalled and not self.fabric.is_cut(self.host, self.other.host):
             held, self._held = self._held, deque()
             for frame in held:
                 self._deliver(frame)
@@ -191,8 +213,8 @@ class End:
         fabric.kernel.trace(
             "frame", self.other.host, self.host, frame.type, int(frame.flags), frame.request_id, len(frame.payload)
         )
-        for observe in fabric.tap:
-            observe(self.other.host, self.host, self.number, frame)
+        for look in fabric.arrived:
+            look(self.other, frame)
         self._inbox.append(frame)
         self._readable.ring()
 

@@ -38,6 +38,7 @@ from tests.simulation.host import Host, Process
 from tests.simulation.kernel import Fault, Kernel, LogWatch, Stuck
 from tests.simulation.nemesis import MIXES, Nemesis
 from tests.simulation.network import Fabric
+from tests.simulation.observe import Observer
 from tests.simulation.workload import CHUNK_SIZE, INLINE_LIMIT, Client, History, Worker, prepare, verify
 
 METADATA = "m:1"
@@ -56,6 +57,8 @@ class Plan:
     workers: int = 2
     steps: int = 20
     think_s: float = 0.3
+    cache_bytes: int = 256 * 1024
+    readers: bool = False  # hardly anybody writes
     replicas: int = 2
     min_replicas: int = 1
     pg_count: int = 4
@@ -76,6 +79,8 @@ class Plan:
             workers=random.choice((1, 2)),
             steps=random.choice((10, 20, 40)),
             think_s=random.choice((0.05, 0.3, 1.0)),
+            cache_bytes=random.choice((65_536, 262_144, 262_144)),
+            readers=random.random() < 0.1,
             replicas=replicas,
             min_replicas=random.choice((1, 1, 2)),
             pg_count=random.choice((2, 4, 8)),
@@ -107,6 +112,7 @@ class Cluster:
         self.history = History(kernel)
         self.random = Random(f"cluster {kernel.random.random()}")
         self.failure: str | None = None
+        Observer(self.fabric, self.fail)
         self.metadata = Host(kernel, self.fabric, nursery, "m", self._run_metadata)
         self.nodes = [
             Host(kernel, self.fabric, nursery, f"s{number}", self._run_node) for number in range(1, plan.nodes + 1)
@@ -118,6 +124,7 @@ class Cluster:
         self.work: dict[str, list[int]] = {host.name: [plan.steps] * plan.workers for host in self.clients}
         self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
         self._prepared = trio.Event()
+        self._admin_ready = trio.Event()
         self._pool: ChannelPool | None = None
         self._status: StatusReply | None = None
         self.map: ClusterMap | None = None
@@ -180,13 +187,13 @@ class Cluster:
         return ClientOptions(
             name=f"{process.host.name}.{process.number}",
             write_back_bytes=512 * 1024,
-            cache_bytes=256 * 1024,
+            cache_bytes=self.plan.cache_bytes,
             read_ahead_bytes=256 * 1024,
             metadata_cache_entries=64,
         )
 
     async def _work(self, client: Client, work: list[int], index: int, steps: int) -> None:
-        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"))
+        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=self.plan.readers)
         while work[index] > 0:
             work[index] -= 1
             try:
@@ -198,6 +205,7 @@ class Cluster:
     async def _run_admin(self, process: Process) -> None:
         async with trio.open_nursery() as nursery:
             self._pool = ChannelPool(process.runtime, nursery, lambda: Hello("cli", "admin", "0"))
+            self._admin_ready.set()
             await trio.sleep_forever()
 
     def fail(self, fault: str) -> None:
@@ -240,8 +248,8 @@ class Cluster:
 
     async def ask(self, address: str, message: Any) -> Any:
         """As an administrator, until there is an answer."""
-        while self._pool is None:
-            await trio.sleep(0.01)
+        await self._admin_ready.wait()
+        assert self._pool is not None
         while True:
             with suppress(FsError):
                 return await self._pool.to(address).call(message)
@@ -268,7 +276,7 @@ class Cluster:
         await nemesis.run(list(self.plan.faults), self.plan.strikes, self.plan.strike_pause_s)
         nemesis.heal()
         with trio.move_on_after(FINISH_WITHIN_S) as scope:
-            while not all(self.done[host.name].is_set() for host in self.clients) and not self.failure:
+            while not all(self.done[host.name].is_set() for host in self.clients) and not self.failure:  # noqa: ASYNC110
                 for host in self.clients:
                     if not host.up and not self.done[host.name].is_set():
                         host.boot()
@@ -327,9 +335,11 @@ class Cluster:
 
         if host.process is not None:
             await host.process.ended.wait()
-        host._program = reader
-        host.boot()
-        await finished.wait()
+        host.program = reader
+        while not finished.is_set():
+            if not host.up:  # it gives up mounting while a restarted metadata server waits for its old sessions
+                host.boot()
+            await trio.sleep(0.5)
 
     def _check_history(self) -> None:
         for (file, index), operations in sorted(self.history.regions.items()):

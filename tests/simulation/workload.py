@@ -94,7 +94,8 @@ def read_number(content: bytes, length: int) -> int:
 class Worker:
     """One thread of an application on a client. `client` names the life of the client whose buffers it uses."""
 
-    def __init__(self, client: "Client", random: Random) -> None:
+    def __init__(self, client: "Client", random: Random, *, readers: bool = False) -> None:
+        self.weights = self.READER_WEIGHTS if readers else self.WEIGHTS
         self.client = client
         self.fs: FileSystem = client.fs
         self.history = client.history
@@ -104,7 +105,7 @@ class Worker:
         for _ in range(steps):
             if self.random.random() < 0.7:
                 await trio.sleep(self.random.uniform(0, self.client.think_s))
-            action = self.random.choices(self.ACTIONS, self.WEIGHTS)[0]
+            action = self.random.choices(self.ACTIONS, self.weights)[0]
             try:
                 await action(self)
             except EXPECTED:
@@ -341,6 +342,7 @@ class Worker:
         list,
         close_some,
     )
+    READER_WEIGHTS = (3, 90, 1, 0, 0, 0, 0, 6, 0, 0, 0, 0)
     WEIGHTS = (26, 26, 4, 4, 8, 6, 4, 6, 4, 2, 4, 3)
 
 
@@ -383,7 +385,7 @@ class Client:
         """Errors that a hard mount may show: what an eviction took away; corruption where bits were flipped."""
         if isinstance(error, CorruptData):
             return self.history.corrupt_allowed
-        return self.evictions > 0 and not isinstance(error, PosixError)
+        return self.evictions > 0 and (isinstance(error, StaleHandle) or not isinstance(error, PosixError))
 
     def look_at_session(self) -> None:
         """Note an eviction: what was in the buffers at some time since the last look is gone."""
