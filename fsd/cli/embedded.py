@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from fsd.cli import processes
@@ -76,7 +76,7 @@ class EmbeddedCluster:
         self._say = say
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """One `up` or `down` at a time. Raises Busy."""
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)

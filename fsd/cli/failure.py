@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import cast
 
 from fsd.cli import exits, readiness
 from fsd.core.errors import FsError
@@ -37,12 +38,13 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The one error that matters of a group: an FsError if there is any, else the first."""
-    while isinstance(error, BaseExceptionGroup):
-        inner: list[BaseException] = [innermost(e) for e in error.exceptions]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        bugs = [e for e in inner if not isinstance(e, FsError)]
-        error = bugs[0] if bugs else inner[0]
-    return error
+    """The one error that matters of a group: a bug if there is any, else the first."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    members = cast("tuple[BaseException, ...]", error.exceptions)  # pyright: ignore[reportUnknownMemberType]
+    inner = [innermost(member) for member in members]
+    bugs = [member for member in inner if not isinstance(member, FsError)]
+    return bugs[0] if bugs else inner[0]
 
 
 def _tell_bug(error: BaseException) -> None:

@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: dict[str, Any]) -> int:
-    path = os.path.abspath(settings["path"])
+    path = os.path.abspath(str(settings["path"]))
     path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     mount = mountinfo.containing(path)
     if mount is None or not mount.is_fsd:

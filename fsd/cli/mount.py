@@ -54,7 +54,11 @@ def _serve(settings: dict[str, Any], request: Any) -> int:
 
     logs.set_up(settings["log"], settings["log_level"])
     fd = settings["ready_fd"]
-    trio.run(run_mount, real_runtime(), request, lambda source: readiness.report_ready(fd, source))
+
+    def ready(source: str) -> None:
+        readiness.report_ready(fd, source)
+
+    trio.run(run_mount, real_runtime(), request, ready)
     return exits.OK
 
 

@@ -8,7 +8,7 @@ import os.path
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fsd.core.errors import ConfigurationError
 from fsd.core.units import parse_size
@@ -90,7 +90,7 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return ",".join(_as_text(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        return ",".join(_as_text(item) for item in cast("Sequence[object]", value))
     return str(value)
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import pyfuse3
@@ -191,7 +191,7 @@ def _set_read_ahead(mount: mountinfo.Mount, kib: int) -> None:
 
 
 @contextlib.contextmanager
-def _explained_by_stderr(mountpoint: str) -> Iterator[None]:
+def _explained_by_stderr(mountpoint: str) -> Generator[None]:
     """libfuse and fusermount3 say on stderr why they cannot mount; make that the error's text."""
     with tempfile.TemporaryFile() as said:
         saved = os.dup(2)

@@ -7,8 +7,9 @@ pyfuse3 ends its main loop, and with it everybody's mount, on any exception but 
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -30,8 +31,8 @@ S = TypeVar("S", bound=HasDeadline)
 
 
 def edge(
-    handler: Callable[Concatenate[S, P], Awaitable[R]],
-) -> Callable[Concatenate[S, P], Awaitable[R]]:
+    handler: "Callable[Concatenate[S, P], CoroutineType[Any, Any, R]]",
+) -> "Callable[Concatenate[S, P], CoroutineType[Any, Any, R]]":
     """A handler that raises nothing but FUSEError and Cancelled. `deadline_s` None waits for ever (hard)."""
 
     @functools.wraps(handler)
@@ -51,8 +52,7 @@ def edge(
 
 def errno_of(error: BaseException, name: str, args: tuple[Any, ...]) -> int:
     """The errno for what a handler raised; a bug is logged here."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    error = _only_one(error)
     if isinstance(error, FsError):
         if error.errno == errno.EIO:
             log.error("%s: %s: %s", _call(name, args), type(error).__name__, error)
@@ -62,6 +62,16 @@ def errno_of(error: BaseException, name: str, args: tuple[Any, ...]) -> int:
         return errno.ETIMEDOUT
     log.error("%s: bug", _call(name, args), exc_info=error)
     return errno.EIO
+
+
+def _only_one(error: BaseException) -> BaseException:
+    """What a nursery wrapped around a single error is taken off."""
+    while isinstance(error, BaseExceptionGroup):
+        members = cast("tuple[BaseException, ...]", error.exceptions)
+        if len(members) != 1:
+            break
+        error = members[0]
+    return cast("BaseException", error)
 
 
 def _call(name: str, args: tuple[Any, ...]) -> str:

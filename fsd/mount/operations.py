@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,7 +79,7 @@ class Operations(pyfuse3.Operations):
         return self._busy[ino] > 0
 
     @contextmanager
-    def _at_work(self, *inos: int) -> Iterator[None]:
+    def _at_work(self, *inos: int) -> Generator[None]:
         for ino in inos:
             self._busy[ino] += 1
         try:
