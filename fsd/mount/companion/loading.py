@@ -17,7 +17,7 @@ _reason: str | None = None
 def preload() -> None:
     """Load the extension if pyfuse3 is not there yet. Never raises: `extension` says what came of it."""
     global _reason
-    if NAME in sys.modules and _reason is None:
+    if sys.modules.get(NAME) is not None and _reason is None:
         return
     if "pyfuse3" in sys.modules:
         _reason = "pyfuse3 was imported before it"
