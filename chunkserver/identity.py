@@ -1,7 +1,8 @@
 """Which node a data directory is: the small file `identity`, written before the first message of every life (R1).
 
 A JSON object: format (1), role ("chunkserver"), file_system ("" until the first registration), node (0 until then),
-incarnation, segment_size. A directory of another role, file system or a newer format is refused by name.
+incarnation, segment_size, has_store (whether a store was made in it). A directory of another role, file system or a newer
+format is refused by name.
 """
 
 import json
@@ -25,6 +26,7 @@ class Identity:
     node: int = 0
     incarnation: int = 0
     segment_size: int = 0
+    has_store: bool = False
 
     @property
     def member(self) -> Member:

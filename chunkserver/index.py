@@ -7,6 +7,7 @@ Families of the key-value store, all numbers big-endian:
     patch    chunk's key, serial u32               bytes of a small write that lies over a block
     flight   pg u32, data u64, index u32           epoch u64, version u64: the last change of the chunk that perhaps not
                                                    all members have (R7)
+    store    "format"                              "1"; a directory whose store was made and lacks it has lost its index
 
 A record:
 
@@ -37,8 +38,10 @@ from fsd.core.ids import ChunkId, DataId, Order, PgEpoch, PgId, RequestNumber, S
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import AppliedRequest, ChunkSummary
 
-CHUNK, PATCH, FLIGHT = "chunk", "patch", "flight"
-FAMILIES = (CHUNK, PATCH, FLIGHT)
+CHUNK, PATCH, FLIGHT, STORE = "chunk", "patch", "flight", "store"
+FAMILIES = (CHUNK, PATCH, FLIGHT, STORE)
+
+FORMAT_KEY, STORE_FORMAT = b"format", b"1"
 
 RECORD_FORMAT = 1
 MAX_REQUESTS = 16  # sessions remembered for each chunk; leases make more than two at a time rare

@@ -17,10 +17,11 @@ from chunkserver.follower import Follower
 from chunkserver.identity import Identity, begin_life, check_file_system, save
 from chunkserver.leader import Leader
 from chunkserver.members import Members
+from chunkserver.opening import SEGMENT_SIZE, open_store
 from chunkserver.report import Membership, Registration
 from chunkserver.service import ChunkService
 from chunkserver.serving import Serving
-from chunkserver.store import SEGMENT_SIZE, ChunkStore, open_store
+from chunkserver.store import ChunkStore
 from fsd import __version__
 from fsd.cluster.map import ClusterMap
 from fsd.core.errors import ConfigurationError, ForeignFileSystem, NotServing
@@ -94,10 +95,15 @@ class ChunkServer:
         Raises FormatError, ForeignFileSystem, VersionMismatch, ConfigurationError, DiskFailed."""
         self._identity = await begin_life(self._directory, self._options.segment_size)
         store, damaged = await open_store(
-            self._directory, segment_size=self._identity.segment_size, reserve_bytes=self._options.reserve_bytes
+            self._directory,
+            made=self._identity.has_store,
+            segment_size=self._identity.segment_size,
+            reserve_bytes=self._options.reserve_bytes,
         )
         self._store = store
         try:
+            if not self._identity.has_store:
+                self._identity = await save(self._directory, replace(self._identity, has_store=True))
             await self._run_parts(store, damaged, task_status)
         except BaseExceptionGroup as group:
             error = only_error(group)

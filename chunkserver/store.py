@@ -22,7 +22,6 @@ import trio
 
 from chunkserver.index import (
     CHUNK,
-    FAMILIES,
     FLIGHT,
     PATCH,
     BlockEntry,
@@ -44,18 +43,16 @@ from chunkserver.reader import Snapshot, compose, cut, read_blocks, verify_piece
 from chunkserver.space import BlockSpace
 from fsd.core.errors import CorruptData, DiskFailed, InvalidArgument
 from fsd.core.ids import NO_ORDER, ChunkId, Order, PgEpoch, PgId
-from fsd.core.units import BLOCK_SIZE, MIB
+from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import AppliedRequest, Change, ChunkList, ChunkSummary
-from fsd.runtime.storage import DataDirectory, KeyChange, KeyValue
+from fsd.runtime.storage import KeyChange, KeyValue
 from fsd.wire.frame import Buffer
 
 log = logging.getLogger(__name__)
 
-SEGMENT_SIZE = 256 * MIB
 MAX_RECORDS = 1024  # decoded, up to 15 KB each
 FORGET_AT_ONCE = 64  # settled in-flight entries removed along with one change
 SCAN_PAGE = 1000
-INDEX_NAME, SEGMENTS_NAME = "index", "segments"
 
 Guard = Callable[[], None]
 
@@ -393,36 +390,3 @@ class _Watch:
     ) -> None:
         if isinstance(error, DiskFailed):
             self._space.fail(error)
-
-
-async def open_store(
-    directory: DataDirectory, *, segment_size: int = SEGMENT_SIZE, reserve_bytes: int = 0
-) -> tuple[ChunkStore, bool]:
-    """The store of a directory, and whether it was damaged: then the old one is set aside and this one is empty (R9)."""
-    try:
-        return await _open(directory, segment_size, reserve_bytes), False
-    except CorruptData as error:
-        log.error("the store in %s is damaged and set aside: %s", directory.name, error)
-    aside = [await directory.set_aside(name) for name in (INDEX_NAME, SEGMENTS_NAME)]
-    log.warning(
-        "%s starts empty, to be filled by the other members; the old store: %s", directory.name, ", ".join(aside)
-    )
-    return await _open(directory, segment_size, reserve_bytes), True
-
-
-async def _open(directory: DataDirectory, segment_size: int, reserve_bytes: int) -> ChunkStore:
-    keyvalue = await directory.open_keyvalue(INDEX_NAME, FAMILIES)
-    try:
-        segments = await directory.open_segments(SEGMENTS_NAME, segment_size)
-        try:
-            store = ChunkStore(keyvalue, BlockSpace(segments, reserve_bytes))
-            await store.load()
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await segments.aclose()
-            raise
-    except BaseException:
-        with trio.CancelScope(shield=True):
-            await keyvalue.aclose()
-        raise
-    return store

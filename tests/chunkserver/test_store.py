@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkserver.layout import MAX_PATCHES
-from chunkserver.store import open_store
+from chunkserver.opening import open_store
 from fsd.core.checksum import block_checksums
-from fsd.core.errors import BadChecksum, CorruptData, DiskFailed, NoSpace
+from fsd.core.errors import BadChecksum, CorruptData, DiskFailed, FormatError, NoSpace
 from fsd.core.ids import NO_ORDER, ChunkId, DataId, Order, PgEpoch, PgId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import Change
@@ -353,6 +353,33 @@ def test_a_damaged_index_is_set_aside_and_told(family):
         async with opened(directory) as (store, damaged):
             assert damaged
             assert await content(store, A) == b""
+
+    trio.run(main)
+
+
+def test_an_index_that_is_gone_is_damage():
+    async def main():
+        store, damaged = await open_store(MemoryDirectory().open(), made=True, segment_size=8 * BLOCK_SIZE)
+        assert damaged
+        await store.aclose()
+        directory = MemoryDirectory()
+        for _ in range(2):
+            store, damaged = await open_store(directory.open(), segment_size=8 * BLOCK_SIZE)
+            assert not damaged
+            await store.aclose()
+            directory.crash()
+
+    trio.run(main)
+
+
+def test_an_index_from_the_future_is_refused():
+    async def main():
+        directory = MemoryDirectory()
+        async with opened(directory):
+            pass
+        directory._stores["index"].durable["store"][b"format"] = b"2"
+        with pytest.raises(FormatError):
+            await open_store(directory.open(), segment_size=8 * BLOCK_SIZE)
 
     trio.run(main)
 
