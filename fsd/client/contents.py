@@ -12,6 +12,7 @@ the file longer clears what it does not overwrite: `clear_behind`.
 """
 
 import dataclasses
+import itertools
 import logging
 import os
 
@@ -20,7 +21,7 @@ import trio
 from fsd.client.blocks import BlockReader
 from fsd.client.chunks import Chunks
 from fsd.client.core import Core
-from fsd.client.file import Content, File, FileHandle, content_of
+from fsd.client.file import Content, File, FileHandle, Times, content_of
 from fsd.client.options import Caller
 from fsd.client.session import SessionReplaced
 from fsd.client.writeback import DirtyMap
@@ -46,6 +47,8 @@ TAKE_BYTES = 32 * MIB  # of one file in one flush, so that commits keep coming w
 MAX_FLUSHES = 16
 MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
 RETRY_S = 1.0
+PATIENT_ATTEMPTS = 3  # to get a file's lease and layout, before pausing between them
+RELOAD_S = 0.005
 
 
 class Contents:
@@ -77,7 +80,11 @@ class Contents:
 
     async def acquire(self, file: File, mode: LeaseMode) -> None:
         """Get the lease and learn where the bytes are. Both may be gone again when the caller runs: check `holds`."""
-        while not self.holds(file, mode):
+        for attempt in itertools.count():
+            if self.holds(file, mode):
+                return
+            if attempt >= PATIENT_ATTEMPTS:
+                await trio.sleep(RELOAD_S)  # many want the file: asking faster would only keep everybody busy
             async with file.load_lock:
                 await self._core.session.valid()
                 if self.holds(file, mode):
@@ -255,12 +262,17 @@ class Contents:
 
     async def write_back(self, file: File, *, once: bool = False) -> None:
         """Everything written so far is durable on return (`once`: one flush of it). Raises why not; what was not written
-        stays dirty, and the error is noted for every handle."""
-        while True:
+        stays dirty, and the error is noted for every handle. A caller who gives up does not end the flush: half of one
+        would leave it unknown where the bytes are."""
+
+        async def work() -> None:
             async with file.flush_lock:
-                if not file.unwritten:
-                    return
-                await self._flush(file)
+                if file.unwritten:
+                    await self._flush(file)
+
+        enough = file.flushes_begun + 1  # so that a busy writer cannot keep this caller here for ever
+        while (file.unwritten or file.flush_lock.locked()) and file.flushes_complete < enough:
+            await self._core.detached(work)
             if once:
                 return
 
@@ -269,7 +281,8 @@ class Contents:
         while True:
             try:
                 await self.write_back(file)
-                return
+                if not file.unwritten:
+                    return
             except FsError as error:
                 if self._core.leases.get(file.ino).mode is not LeaseMode.EXCLUSIVE:
                     return  # lost already, and said so
@@ -306,11 +319,17 @@ class Contents:
         losses = file.losses
         file.flushing = file.dirty.take(TAKE_BYTES)
         file.touched = bool(file.dirty)
+        file.flushes_begun += 1
+        number = 0 if file.dirty else file.flushes_begun
         file.dirty_since = self._core.runtime.clock.monotonic()
         size = min(file.size, file.dirty.start) if file.dirty else file.size
-        mtime_ns = file.mtime_ns or self._core.session.now_ns()
+        times, before = file.times, file.content
+        mtime_ns = times.ctime_ns if times is not None else file.mtime_ns or self._core.session.now_ns()
         try:
             content = await self._store(file, size, mtime_ns, session)
+            if times is not None and file.losses == losses:
+                file.content = content
+                await self._store_times(file, times, session)
         except BaseException as error:
             if file.losses == losses:
                 self.give_back(file)
@@ -326,7 +345,23 @@ class Contents:
             raise
         if file.losses != losses:
             raise WriteLost(f"writes to inode {file.ino} are lost: its session is gone")
-        self.flushed(file, content)
+        if file.times is times:
+            file.times = None
+        file.flushes_complete = max(file.flushes_complete, number)
+        self.flushed(file, before, content)
+
+    async def _store_times(self, file: File, times: Times, session: SessionId) -> None:
+        """Behind the bytes, whose time they replace."""
+        operation = SetAttributes(
+            self._core.volume.layer,
+            times.ctime_ns,
+            0,
+            0,
+            file.ino,
+            atime_ns=times.atime_ns,
+            mtime_ns=times.mtime_ns,
+        )
+        await self._commit(file, operation, session)
 
     def give_back(self, file: File) -> None:
         """The flush failed: its bytes are dirty again, below what was written since."""
@@ -334,9 +369,8 @@ class Contents:
         file.flushing = DirtyMap(self._core.chunk_size)
         file.touched = True
 
-    def flushed(self, file: File, content: Content) -> None:
+    def flushed(self, file: File, before: Content | None, content: Content) -> None:
         """The servers have it: what was on its way is part of the content now."""
-        before = file.content
         flushing, file.flushing = file.flushing, DirtyMap(self._core.chunk_size)
         file.content = content
         file.changes += 1
@@ -483,15 +517,21 @@ class Contents:
             raise InvalidArgument(f"a size of {size}")
         if size > MAX_FILE_SIZE:
             raise FileTooLarge(f"a size of {size}: a file has at most {MAX_FILE_SIZE}")
-        while True:
-            await self.acquire(file, LeaseMode.EXCLUSIVE)
+
+        async def work() -> bool:
             async with file.flush_lock:
-                if self.holds(file, LeaseMode.EXCLUSIVE):
-                    try:
-                        await self._truncate(caller, file, size)
-                        return
-                    except SessionReplaced:
-                        continue
+                if not self.holds(file, LeaseMode.EXCLUSIVE):
+                    return False
+                try:
+                    await self._truncate(caller, file, size)
+                except SessionReplaced:
+                    return False
+                return True
+
+        done = False
+        while not done:
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+            done = await self._core.detached(work)
 
     async def _truncate(self, caller: Caller, file: File, size: int) -> None:
         session = self._core.session.id
@@ -499,6 +539,7 @@ class Contents:
         file.size = min(file.size, size)
         if size == 0:
             file.touched = False
+            file.times = None
         self.account(file)
         while file.unwritten:
             await self._flush(file)
@@ -511,7 +552,7 @@ class Contents:
                 content = await self._store_chunks(
                     file, content, content.size, file.mtime_ns or self._core.session.now_ns(), session
                 )
-                self.flushed(file, content)
+                self.flushed(file, file.content, content)
             else:
                 new_data = DataId(await self._core.session.new_id())
         if not content.is_inline and size > content.size:
@@ -527,25 +568,37 @@ class Contents:
         file.content = Content(inode.data, inline, inode.size, inode.trim_end)
         file.size = max(inode.size, file.dirty.end)
         if not file.unwritten:
-            file.mtime_ns = None
+            file.mtime_ns = file.times = None
         file.changes += 1
         self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)
         if inode.data == NO_DATA:
             self._fix_cached_inline(file.ino, inline)
 
+    def set_times(self, file: File, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """Under the exclusive lease, as a write: told to the server with the next flush."""
+        times = Times(atime_ns, mtime_ns, self._core.session.now_ns())
+        file.set_times(times, self._core.runtime.clock.monotonic())
+        self.account(file)
+
     async def set_attributes(self, file: File, operation: SetAttributes) -> Executed:
         """With times: behind everything that was written before, so that writing back does not undo them."""
-        while True:
-            await self.acquire(file, LeaseMode.EXCLUSIVE)
+
+        async def work() -> Executed | None:
             async with file.flush_lock:
                 if not self.holds(file, LeaseMode.EXCLUSIVE):
-                    continue
+                    return None
                 while file.unwritten:
                     await self._flush(file)
                 try:
                     return await self._commit(file, operation, self._core.session.id)
                 except SessionReplaced:
-                    continue
+                    return None
+
+        executed: Executed | None = None
+        while executed is None:
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+            executed = await self._core.detached(work)
+        return executed
 
     async def last_handle_closed(self, file: File) -> None:
         """Tell the server, which keeps the file open for us. Others may have it open too, name or not: written back first."""

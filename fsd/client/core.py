@@ -8,9 +8,9 @@ answer.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -24,7 +24,7 @@ from fsd.client.overlap import Overlaps, Ticket, Token
 from fsd.client.session import Session
 from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
-from fsd.core.errors import FsError, StaleHandle, WriteLost
+from fsd.core.errors import FsError, StaleHandle, Unreachable, WriteLost
 from fsd.core.ids import Ino, MapEpoch, SessionId
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Inode, Volume
@@ -47,6 +47,7 @@ from fsd.runtime import Runtime
 from fsd.wire.handshake import Hello
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_HELD = 50_000  # leases told when a session is resumed; a message holds no more
 RECALL_READERS_S = 1.0  # how long a recall waits for readers at work
@@ -161,8 +162,7 @@ class Core:
             if (
                 load is not None
                 and content is not None
-                and load.content is None
-                and ticket.clean(ino)
+                and load.content is None  # then no change of ours to the bytes is under way
                 and self.covered(ino, ticket, reply.grants)
             ):
                 load.load(content)
@@ -179,15 +179,52 @@ class Core:
         session: SessionId | None = None,
         then: Callable[[Executed, Ticket], None] | None = None,
     ) -> Executed:
-        """Carry out one operation; `then` looks at the answer while the ticket is still open. Errors: Session.execute."""
-        with self.ticket(tokens, change=True) as ticket:
-            executed = await self.session.execute(
-                operation, lease=lease, keep_open=keep_open, urgent=urgent, session=session
-            )
-            self.remember(executed.inodes, ticket, executed.grants)
-            if then is not None:
-                then(executed, ticket)
-            return executed
+        """Carry out one operation; `then` looks at the answer while the ticket is still open. Errors: Session.execute.
+
+        A caller who gives up does not end it: what was sent may be carried out, and then the caches must learn of it.
+        (`urgent` ones run in flushes, which are detached as a whole.)"""
+
+        async def work() -> Executed:
+            with self.ticket(tokens, change=True) as ticket:
+                try:
+                    executed = await self.session.execute(
+                        operation, lease=lease, keep_open=keep_open, urgent=urgent, session=session
+                    )
+                except FsError:
+                    self._doubt(ticket)
+                    raise
+                self.remember(executed.inodes, ticket, executed.grants)
+                if then is not None:
+                    then(executed, ticket)
+                return executed
+
+        return await (work() if urgent else self.detached(work))
+
+    def _doubt(self, ticket: Ticket) -> None:
+        """The operation failed: the names may be other than they were thought to be."""
+        for token in ticket.tokens:
+            if isinstance(token, tuple):
+                self.tree.drop_entry(*token)
+
+    async def detached(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, which goes on to its end even if this caller is cancelled."""
+        done = trio.Event()
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        async def run() -> None:
+            try:
+                results.append(await work())
+            except Exception as raised:
+                errors.append(raised)
+            finally:
+                done.set()
+
+        self.nursery.start_soon(run)
+        await done.wait()
+        if results:
+            return results[0]
+        raise errors[0] if errors else Unreachable("the file system was closed meanwhile")
 
     def shown(self, inode: Inode) -> Inode:
         """The inode with this client's own unwritten size and time."""

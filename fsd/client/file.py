@@ -8,6 +8,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -40,6 +41,14 @@ def content_of(inode: Inode) -> Content | None:
     return Content(inode.data, inode.inline or b"", inode.size, inode.trim_end)
 
 
+class Times(NamedTuple):
+    """Set by utimensat(2) under the exclusive lease, at `ctime_ns`; None where the file's own time counts."""
+
+    atime_ns: int | None
+    mtime_ns: int | None
+    ctime_ns: int
+
+
 class File:
     """One inode's bytes; see the module. `changes` counts what makes a fetched block old: flushes and truncations."""
 
@@ -50,6 +59,7 @@ class File:
         self.content: Content | None = None
         self.size = 0
         self.mtime_ns: int | None = None  # newer than the server's
+        self.times: Times | None = None  # to be set behind the bytes
         self.dirty = DirtyMap(chunk_size)
         self.flushing = DirtyMap(chunk_size)
         self.dirty_since = 0.0
@@ -61,6 +71,8 @@ class File:
         self.error_count = 0
         self.retry_at = 0.0
         self.losses = 0
+        self.flushes_begun = 0
+        self.flushes_complete = 0  # the number of the last flush that took everything and succeeded
         self.accounted_bytes = 0  # of `unwritten_bytes`, in the client's total
 
     @property
@@ -82,7 +94,7 @@ class File:
     def unload(self) -> None:
         """The lease is gone."""
         self.content = None
-        self.mtime_ns = None
+        self.mtime_ns = self.times = None
         self.changes += 1
 
     def lose(self, error: FsError) -> int:
@@ -97,6 +109,7 @@ class File:
     def discard(self) -> None:
         """Forget what was not written, without an error: nobody can ever read it."""
         self.losses += 1
+        self.times = None
         self.dirty.clear()
         self.flushing = DirtyMap(self.dirty.chunk_size)
         self.touched = False
@@ -113,17 +126,35 @@ class File:
         self.dirty.write(offset, data)
         self.size = max(self.size, offset + len(data))
         self.mtime_ns = time_ns
+        if self.times is not None:
+            self.times = Times(self.times.atime_ns, None, time_ns)
+        self.touched = True
+
+    def set_times(self, times: Times, now: float) -> None:
+        """Take times under the exclusive lease; what was set before and is not set now stays."""
+        if not self.touched and not self.dirty:
+            self.dirty_since = now
+        before = self.times or Times(None, None, 0)
+        atime_ns = before.atime_ns if times.atime_ns is None else times.atime_ns
+        mtime_ns = before.mtime_ns if times.mtime_ns is None else times.mtime_ns
+        self.times = Times(atime_ns, mtime_ns, times.ctime_ns)
+        if mtime_ns is not None:
+            self.mtime_ns = mtime_ns
         self.touched = True
 
     def shown(self, inode: Inode) -> Inode:
         """The inode as a system call here must see it."""
         if self.content is None or not inode.is_regular:
             return inode
-        mtime_ns = inode.mtime_ns if self.mtime_ns is None else self.mtime_ns
-        if self.size == inode.size and mtime_ns == inode.mtime_ns:
+        if self.size == inode.size and self.mtime_ns is None and self.times is None:
             return inode
-        ctime_ns = inode.ctime_ns if self.mtime_ns is None else max(inode.ctime_ns, self.mtime_ns)
-        return dataclasses.replace(inode, size=self.size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+        mtime_ns = inode.mtime_ns if self.mtime_ns is None else self.mtime_ns
+        if self.times is None:
+            ctime_ns = max(inode.ctime_ns, self.mtime_ns or 0)
+            return dataclasses.replace(inode, size=self.size, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+        atime_ns = inode.atime_ns if self.times.atime_ns is None else self.times.atime_ns
+        ctime_ns = max(inode.ctime_ns, self.times.ctime_ns)
+        return dataclasses.replace(inode, size=self.size, atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
 
 
 class FileHandle:

@@ -349,6 +349,10 @@ class Names:
     ) -> None:
         layer = self._core.volume.layer
         file = self._core.files.get(ino)
+        times_only = mode is None and uid is None and gid is None
+        if file is not None and times_only and self._contents.holds(file, LeaseMode.EXCLUSIVE):
+            self._contents.set_times(file, atime_ns, mtime_ns)
+            return
         if file is not None and file.unwritten and (mtime_ns is not None or atime_ns is not None):
             operation = SetAttributes(
                 layer, self._core.session.now_ns(), caller.uid, caller.gid, ino, mode, uid, gid, atime_ns, mtime_ns

@@ -38,7 +38,7 @@ class Program:
 
     async def step(self) -> None:
         kinds = ["open", "open", "write", "write", "write", "read", "read", "truncate", "unlink", "rename", "close"]
-        kind = self.random.choice([*kinds, "stat", "list", "fsync", "link", "wait"])
+        kind = self.random.choice([*kinds, "stat", "list", "fsync", "link", "wait", "times"])
         await getattr(self, kind)()
 
     def pick(self) -> tuple[int, FileSystem]:
@@ -149,6 +149,18 @@ class Program:
         if picked is not None:
             self.log.append(f"{self.clients.index(picked[0])} fsync {picked[2]}")
             await picked[0].fsync(picked[1])
+
+    async def times(self) -> None:
+        index, client = self.pick()
+        if not self.model.names:
+            return
+        name = self.random.choice(sorted(self.model.names))
+        mtime_ns = self.random.randrange(1, 10**9)
+        self.log.append(f"{index} times {name}")
+        await client.setattr(ROOT, self.model.names[name], mtime_ns=mtime_ns)
+        inode = await self.pick()[1].lookup(1, name)
+        assert inode.mtime_ns == mtime_ns, self.log
+        assert inode.size == len(self.model.files[inode.ino]), self.log
 
     async def stat(self) -> None:
         index, client = self.pick()

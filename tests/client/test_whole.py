@@ -235,10 +235,59 @@ async def test_times_set_after_a_write_stay(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount() as a, made.mount() as b:
         ino = await put(a, b"f", b"bytes")
         await a.setattr(ROOT, ino, mtime_ns=1_000_000_000, atime_ns=5)
-        assert (await a.getattr(ino)).mtime_ns == 1_000_000_000
+        before = await a.getattr(ino)
+        assert (before.mtime_ns, before.atime_ns) == (1_000_000_000, 5)
         await trio.sleep(3)
         assert (await b.getattr(ino)).mtime_ns == 1_000_000_000
         assert (await b.getattr(ino)).size == 5
+        after = await a.getattr(ino)
+        assert (after.mtime_ns, after.atime_ns, after.ctime_ns) == (before.mtime_ns, before.atime_ns, before.ctime_ns)
+
+
+async def test_a_call_that_is_given_up_leaves_no_doubt(autojump_clock: Clock) -> None:
+    """Its result is unknown to the caller, but not to the caches."""
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        ino = await put(a, b"f", b"x" * 100_000)
+        for patience in (0.0, 0.0001, 0.001, 0.01):
+            with trio.move_on_after(patience):
+                await a.setattr(ROOT, ino, size=1000)
+                handle = await a.open(ino, os.O_RDWR)
+                await a.write(handle, 50_000, b"y" * 100)
+                await a.fsync(handle)
+            with trio.move_on_after(patience):
+                await a.rename(ROOT, 1, b"f", 1, b"g")
+            with trio.move_on_after(patience):
+                await a.rename(ROOT, 1, b"g", 1, b"f")
+        await trio.sleep(3)
+        await a.sync()
+        assert (await a.lookup(1, b"f")).size == (await b.lookup(1, b"f")).size
+        assert await get(a, b"f") == await get(b, b"f")
+
+
+async def test_a_write_after_times_were_set_counts(autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
+        await a.write(handle, 0, b"x")
+        await a.setattr(ROOT, inode.ino, mtime_ns=7, atime_ns=5)
+        await a.write(handle, 0, b"y")
+        shown = await a.getattr(inode.ino)
+        assert shown.mtime_ns > 7
+        assert shown.atime_ns == 5
+        there = await b.getattr(inode.ino)
+        assert (there.mtime_ns, there.atime_ns) == (shown.mtime_ns, 5)
+        await a.setattr(ROOT, inode.ino, mtime_ns=7)
+        assert (await b.getattr(inode.ino)).mtime_ns == 7
+        await a.release(handle)
+
+
+@pytest.mark.parametrize("length", [10, 400_000])
+async def test_times_and_bytes_reach_the_other_client_together(length: int, autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        ino = await put(a, b"f", some_bytes(length))
+        await a.setattr(ROOT, ino, mtime_ns=7, atime_ns=5)
+        there = await b.getattr(ino)
+        assert (there.size, there.mtime_ns, there.atime_ns) == (length, 7, 5)
+        assert await get(b, b"f") == some_bytes(length)
 
 
 async def test_writing_back_does_not_change_what_stat_says(autojump_clock: Clock) -> None:
