@@ -17,6 +17,9 @@ from fsd import __version__
 from fsd.client.filesystem import open_filesystem
 from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, MissingOnHost
 from fsd.mount import mountinfo
+from fsd.mount.companion import SessionInfo, SessionSettings
+from fsd.mount.companion import load as load_companion
+from fsd.mount.extras import Extras
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
 from fsd.mount.options import MountOptions
@@ -104,6 +107,10 @@ def _explain_timeout(request: MountRequest, operations: Operations) -> None:
 async def _serve(
     request: MountRequest, operations: Operations, notifier: Notifier, ready: Callable[[str], None]
 ) -> None:
+    companion = load_companion()
+    if companion is not None:
+        operations.extras = Extras(companion, operations)
+        companion.install(operations.extras, SessionSettings(kill_privileges=True), _log_session)
     with _explained_by_stderr(request.mountpoint):
         pyfuse3.init(operations, request.mountpoint, fuse_options(request))
     mount: mountinfo.Mount | None = None
@@ -117,13 +124,20 @@ async def _serve(
             await nursery.start(_stop_on_signal, request.mountpoint)
             log.info("mounted %s on %s, pid %d", request.source, request.mountpoint, os.getpid())
             nursery.start_soon(_announce, request, ready)
-            await pyfuse3.main(min_tasks=IDLE_HANDLERS, max_tasks=MAX_HANDLERS)
+            await (pyfuse3.main if companion is None else companion.main)(IDLE_HANDLERS, MAX_HANDLERS)
             nursery.cancel_scope.cancel()
     finally:
         notifier.unmounted()
         pyfuse3.close(unmount=True)
         if mount is not None:
             mountinfo.forget_daemon(mount)
+
+
+def _log_session(info: SessionInfo) -> None:
+    log.debug(
+        "FUSE session: libfuse %s, flags %#x of %#x, max_write %d, max_background %d",
+        info.libfuse, info.agreed, info.offered, info.max_write, info.max_background,
+    )  # fmt: skip
 
 
 async def _announce(request: MountRequest, ready: Callable[[str], None]) -> None:

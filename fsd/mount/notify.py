@@ -5,12 +5,13 @@ directory in which something is created too. The handler of that request may its
 recalled. Hence:
 
 - it is done by threads, never by the event loop;
-- a recall waits for it, but no longer than `PATIENCE_S`, or `BUSY_PATIENCE_S` if one of our handlers is at work on the
-  same inode; the thread goes on waiting, and what it is blocked by will be filled by an answer that comes later, under a
+- a recall waits for it, but no longer than `PATIENCE_S`, and no longer than `BUSY_PATIENCE_S` while one of our handlers is at
+  work on the same inode; the thread goes on waiting, and what it is blocked by will be filled by an answer that comes later, under a
   new lease;
 - for names, the kernel's epoch is raised then (Linux 6.16): every cached name is looked up again, without any lock.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -37,7 +38,7 @@ class Notifier:
 
     def __init__(self, is_busy: Callable[[Ino], bool]) -> None:
         self._is_busy = is_busy
-        self._threads = trio.CapacityLimiter(THREADS)
+        self._running = 0  # threads, blocked ones included
         self._fd: int | None = None
         self._epochs = True
 
@@ -55,21 +56,40 @@ class Notifier:
         invalidate_attributes(ino)  # takes no lock
         if attributes_only:
             return
-        if not await self._in_thread(ino, invalidate_pages, ino):
+        if not await self._in_thread(ino, lambda: invalidate_pages(ino)):
             log.debug("pages of inode %d are in use: invalidated when they are free", ino)
 
     async def entry(self, parent: Ino, name: bytes) -> None:
         """One name of a directory, be it there or absent."""
-        if self._fd is None or await self._in_thread(parent, invalidate_name, parent, name):
+        if self._fd is None or await self._in_thread(parent, lambda: invalidate_name(parent, name)):
             return
         if not self._raise_epoch():
             log.debug("directory %d is in use: %r is invalidated when it is free", parent, name)
 
-    async def _in_thread(self, ino: Ino, call: Callable[..., None], *args: object) -> bool:
-        """Whether it was done in time."""
-        with trio.move_on_after(BUSY_PATIENCE_S if self._is_busy(ino) else PATIENCE_S):
-            await trio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=self._threads)
-            return True
+    async def _in_thread(self, ino: Ino, call: Callable[[], None]) -> bool:
+        """Whether it was done before it was clear that it waits for one of our own handlers."""
+        if self._running >= THREADS:
+            return False
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        self._running += 1
+
+        def finished() -> None:
+            self._running -= 1
+            done.set()
+
+        def deliver(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(finished)
+
+        trio.lowlevel.start_thread_soon(call, deliver, "notify")
+        deadline = trio.current_time() + PATIENCE_S
+        while trio.current_time() < deadline:
+            with trio.move_on_after(BUSY_PATIENCE_S):
+                await done.wait()
+                return True
+            if self._is_busy(ino):
+                break
         return False
 
     def _raise_epoch(self) -> bool:

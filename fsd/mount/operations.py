@@ -24,6 +24,7 @@ from fsd.core.ids import Ino
 from fsd.core.units import NAME_MAX
 from fsd.mount.attributes import absent_entry, entry_attributes
 from fsd.mount.edge import edge
+from fsd.mount.extras import Extras
 from fsd.namespace.keys import FIRST_COOKIE
 from fsd.namespace.records import Inode
 from fsd.protocol.metadata import DirectoryEntry
@@ -54,6 +55,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, deadline_s: float | None) -> None:
         super().__init__()
         self.deadline_s = deadline_s
+        self.extras: Extras | None = None  # set if there is a companion
         self._attached: FileSystem | None = None
         self._lookups: Counter[int] = Counter()
         self._files: dict[int, FileHandle] = {}
@@ -79,7 +81,7 @@ class Operations(pyfuse3.Operations):
         return self._busy[ino] > 0
 
     @contextmanager
-    def _at_work(self, *inos: int) -> Generator[None]:
+    def at_work(self, *inos: int) -> Generator[None]:
         for ino in inos:
             self._busy[ino] += 1
         try:
@@ -100,7 +102,7 @@ class Operations(pyfuse3.Operations):
         if name in (b".", b".."):
             inode = await self.fs.getattr(parent)
             return self._entry(inode if name == b"." else await self.fs.getattr(inode.parent), parent)
-        with self._at_work(parent):
+        with self.at_work(parent):
             try:
                 inode = await self.fs.lookup(parent, name)
             except NotFound:
@@ -123,7 +125,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             inode = await self.fs.mknod(_caller(ctx), Ino(parent_inode), name, mode, rdev)
         return self._entry(inode, Ino(parent_inode))
 
@@ -131,7 +133,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             inode = await self.fs.mkdir(_caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode))
         return self._entry(inode, Ino(parent_inode))
 
@@ -139,7 +141,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             inode = await self.fs.symlink(_caller(ctx), Ino(parent_inode), name, target)
         return self._entry(inode, Ino(parent_inode))
 
@@ -147,18 +149,18 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._at_work(new_parent_inode, inode):
+        with self.at_work(new_parent_inode, inode):
             linked = await self.fs.link(_caller(ctx), Ino(inode), Ino(new_parent_inode), new_name)
         return self._entry(linked, Ino(new_parent_inode))
 
     @edge
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             await self.fs.unlink(_caller(ctx), Ino(parent_inode), name)
 
     @edge
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             await self.fs.rmdir(_caller(ctx), Ino(parent_inode), name)
 
     @edge
@@ -171,7 +173,7 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        with self._at_work(parent_inode_old, parent_inode_new):
+        with self.at_work(parent_inode_old, parent_inode_new):
             await self.fs.rename(
                 _caller(ctx), Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, int(flags)
             )
@@ -195,7 +197,7 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        with self._at_work(inode):
+        with self.at_work(inode):
             changed = await self.fs.setattr(
                 _caller(ctx),
                 Ino(inode),
@@ -229,40 +231,51 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        with self._at_work(inode):
-            handle = await self.fs.open(Ino(inode), int(flags))
+        killer = self.extras.privilege_killer() if self.extras is not None else None
+        with self.at_work(inode):
+            handle = await self.fs.open(Ino(inode), int(flags), _caller(ctx))
+            if killer is not None and self.extras is not None:
+                await self.extras.kill_privileges(Ino(inode), killer)
         return self._file_info(handle, Ino(inode), int(flags))
 
     @edge
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        with self._at_work(parent_inode):
+        with self.at_work(parent_inode):
             inode, handle = await self.fs.create(_caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode), int(flags))
         return self._file_info(handle, inode.ino, int(flags)), self._entry(inode, Ino(parent_inode))
 
     @edge
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        handle = self._file(fh)
-        with self._at_work(handle.ino):
+        handle = self.file(fh)
+        with self.at_work(handle.ino):
             return await self.fs.read(handle, off, size)
 
     @edge
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        handle = self._file(fh)
-        with self._at_work(handle.ino):
+        handle = self.file(fh)
+        killer = self.extras.privilege_killer() if self.extras is not None else None
+        with self.at_work(handle.ino):
+            if killer is not None and self.extras is not None:
+                await self.extras.kill_privileges(handle.ino, killer)
             return await self.fs.write(handle, off, buf)
 
     @edge
     async def flush(self, fh: FileHandleT) -> None:
-        await self.fs.flush(self._file(fh))
+        handle = self.file(fh)
+        if self.extras is not None:
+            self.extras.flushing(handle.ino)
+        await self.fs.flush(handle)
 
     @edge
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self.fs.fsync(self._file(fh), data_only=bool(datasync))
+        await self.fs.fsync(self.file(fh), data_only=bool(datasync))
 
     @edge
     async def release(self, fh: FileHandleT) -> None:
+        if self.extras is not None:
+            self.extras.releasing(fh)
         await self.fs.release(self._files.pop(fh))
 
     # --- directories --------------------------------------------------------------------------------------------------
@@ -275,6 +288,10 @@ class Operations(pyfuse3.Operations):
     @edge
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
+        with self._at_work(directory.ino):
+            await self._readdir(directory, start_id, token)
+
+    async def _readdir(self, directory: OpenDirectory, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if start_id < FIRST_COOKIE - 1 and not await self._dots(directory, start_id, token):
             return
         entries = await self._page(directory, max(start_id, FIRST_COOKIE - 1))
@@ -353,7 +370,7 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         if name.startswith(_REFUSED_XATTRS):
             raise pyfuse3.FUSEError(errno.ENOTSUP)
-        with self._at_work(inode):
+        with self.at_work(inode):
             await self.fs.setxattr(_caller(ctx), Ino(inode), name, value, 0)
 
     @edge
@@ -368,7 +385,7 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> None:
-        with self._at_work(inode):
+        with self.at_work(inode):
             await self.fs.removexattr(_caller(ctx), Ino(inode), name)
 
     # --- answers ------------------------------------------------------------------------------------------------------
@@ -395,7 +412,7 @@ class Operations(pyfuse3.Operations):
         table[number] = value  # pyright: ignore[reportArgumentType]
         return FileHandleT(number)
 
-    def _file(self, fh: FileHandleT) -> FileHandle:
+    def file(self, fh: int) -> FileHandle:
         return self._files[fh]
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import struct
+import subprocess
 import threading
 import time
 
@@ -56,7 +57,9 @@ def ofd_lock(fd, kind):
 @contextlib.contextmanager
 def another(path, code):
     """A child that has carried out `code` with the file open as `fd`."""
-    process = driver.child(f"fd = os.open({path!r}, os.O_RDWR)\n{code}\nprint('done')\nsys.stdin.read()")
+    process = driver.child(
+        f"fd = os.open({path!r}, os.O_RDWR)\n{code}\nprint('done')\nsys.stdin.read()", stdin=subprocess.PIPE
+    )
     try:
         assert process.stdout.readline() == "done\n"
         yield process

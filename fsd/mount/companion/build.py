@@ -30,4 +30,4 @@ class BuildCompanion(build_ext):
         ext.extra_compile_args = [*FLAGS, *compile_flags]
         # libfuse must stay a dependency even if no symbol seems to need it: RTLD_NEXT looks for it behind us
         ext.extra_link_args = ["-Wl,--no-as-needed", *link_flags, "-Wl,--as-needed", "-ldl"]
-        super().build_extension(ext)
+        super().build_extension(ext)  # pyright: ignore[reportUnknownMemberType]

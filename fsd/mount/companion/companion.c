@@ -86,7 +86,7 @@ static struct {                         /* INIT, as agreed on with the kernel */
     int replay;                         /* 1: the next read yields `request`; 2: its answer goes nowhere */
 } init;
 
-static struct { ull unique, lock_owner; unsigned opcode, flags, resent; } current;    /* the request just read */
+static struct { ull unique, lock_owner; unsigned opcode, flags, uid, gid, resent; } current;    /* the request just read */
 static ull counts[OPCODES];
 static ull lost_races;                  /* reads that would have blocked the loop */
 
@@ -403,6 +403,8 @@ static void note(const char *message, size_t size)
     current.unique = header.unique & ~RESENT;
     current.resent = (header.unique & RESENT) != 0;
     current.opcode = header.opcode;
+    current.uid = header.uid;
+    current.gid = header.gid;
     current.flags = 0;
     current.lock_owner = 0;
     switch (header.opcode) {
@@ -638,7 +640,8 @@ static PyObject *configure(PyObject *module, PyObject *args, PyObject *keywords)
 
 static PyObject *current_request(PyObject *module, PyObject *unused)
 {
-    return Py_BuildValue("KIIKO", current.unique, current.opcode, current.flags, current.lock_owner, current.resent ? Py_True : Py_False);
+    return Py_BuildValue("KIIKIIO", current.unique, current.opcode, current.flags, current.lock_owner, current.uid, current.gid,
+                         current.resent ? Py_True : Py_False);
 }
 
 static PyObject *info(PyObject *module, PyObject *unused)
@@ -720,7 +723,7 @@ static PyObject *notify(PyObject *module, PyObject *args)
 
 static PyMethodDef functions[] = {
     {"configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS, "what the next session gets"},
-    {"current_request", current_request, METH_NOARGS, "(unique, opcode, flags, lock_owner, resent) of the request just read"},
+    {"current_request", current_request, METH_NOARGS, "(unique, opcode, flags, lock_owner, uid, gid, resent) of the request just read"},
     {"info", info, METH_NOARGS, "(mounted, hooked, fd, libfuse, offered, agreed, max_write, max_readahead, max_background, lost_races)"},
     {"request_counts", request_counts, METH_NOARGS, "opcode -> number of requests"},
     {"init_exchange", init_exchange, METH_NOARGS, "(request, reply) of INIT; empty before it"},

@@ -102,6 +102,8 @@ class CurrentRequest(NamedTuple):
     opcode: int
     flags: int  # WRITE write_flags, OPEN and CREATE open_flags, RELEASE release_flags, SETATTR valid, else 0
     lock_owner: int  # WRITE, FLUSH and RELEASE, else 0
+    uid: int  # the caller's
+    gid: int
     resent: bool  # a predecessor had read it: it may have been carried out
 
     @property

@@ -1,0 +1,104 @@
+"""What the companion brings to a mount: handlers that pyfuse3 does not have, and set-id bits that are ours to take away.
+
+Not here on purpose: lseek and copy_file_range. Without them the kernel answers SEEK_DATA and SEEK_HOLE as POSIX allows
+(data everywhere, a hole at the end) and copies through the page cache, both without a request more.
+"""
+
+import errno
+import stat
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from fsd.client.file import FileHandle
+from fsd.client.filesystem import Caller
+from fsd.core.ids import Ino
+from fsd.core.units import MIB
+from fsd.mount.companion import CallerContext, Companion, FileLock
+from fsd.mount.edge import edge
+from fsd.mount.locks import LocalLocks
+from fsd.mount.notify import invalidate_attributes
+from fsd.namespace.records import Inode
+from fsd.namespace.rules import mode_without_privileges
+
+if TYPE_CHECKING:
+    from fsd.mount.operations import Operations
+
+KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
+ZEROES = bytes(MIB)
+MAX_ZEROED_BYTES = 256 * MIB  # zeroes are written; who wants more is told to do it otherwise (EOPNOTSUPP)
+
+
+class Extras:
+    """Given to `Companion.install`; shares the tables of `operations`."""
+
+    def __init__(self, companion: Companion, operations: "Operations") -> None:
+        self._companion = companion
+        self._operations = operations
+        self._locks = LocalLocks()
+
+    @property
+    def deadline_s(self) -> float | None:
+        return self._operations.deadline_s
+
+    # --- locks: no deadline; they raise nothing but FUSEError ---------------------------------------------------------
+
+    async def getlk(self, inode: int, fh: int, owner: int, lock: FileLock, ctx: CallerContext) -> FileLock:
+        return self._locks.test(Ino(inode), owner, lock)
+
+    async def setlk(self, inode: int, fh: int, owner: int, lock: FileLock, wait: bool, ctx: CallerContext) -> None:
+        await self._locks.lock_range(Ino(inode), fh, owner, lock, wait)
+
+    async def flock(self, inode: int, fh: int, owner: int, operation: int, wait: bool, ctx: CallerContext) -> None:
+        await self._locks.flock(Ino(inode), fh, owner, operation, wait, ctx.pid)
+
+    def flushing(self, ino: Ino) -> None:
+        """First in `flush`: the process that closes the descriptor loses its range locks of the file."""
+        self._locks.closed(ino, self._companion.current().lock_owner)
+
+    def releasing(self, fh: int) -> None:
+        """In `release`: what was locked through the handle goes with it."""
+        self._locks.released(fh)
+
+    # --- space --------------------------------------------------------------------------------------------------------
+
+    @edge
+    async def fallocate(self, inode: int, fh: int, mode: int, offset: int, length: int, ctx: CallerContext) -> None:
+        """Space is not reserved ahead (replicas and quota are looked at when bytes are written); what is promised is the
+        size, and zeroes."""
+        if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        ino, end = Ino(inode), offset + length
+        with self._operations.at_work(inode):
+            before = await self._operations.fs.getattr(ino)
+            if ctx.uid != 0:
+                await self.kill_privileges(ino, Caller(ctx.uid, ctx.gid, ctx.pid))
+            if mode & (PUNCH_HOLE | ZERO_RANGE):
+                await self._write_zeroes(self._operations.file(fh), offset, min(end, before.size))
+            if not mode & KEEP_SIZE and end > before.size:
+                await self._operations.fs.setattr(Caller(ctx.uid, ctx.gid, ctx.pid), ino, size=end)
+
+    async def _write_zeroes(self, handle: FileHandle, offset: int, end: int) -> None:
+        if end - offset > MAX_ZEROED_BYTES:
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        while offset < end:
+            piece = memoryview(ZEROES)[: end - offset]
+            await self._operations.fs.write(handle, offset, piece)
+            offset += len(piece)
+
+    # --- HANDLE_KILLPRIV_V2: without it the kernel asks for security.capability before every write --------------------
+
+    def privilege_killer(self) -> Caller | None:
+        """First in `write` and `open`: the caller, if its change takes set-id bits away."""
+        now = self._companion.current()
+        return Caller(now.uid, now.gid, 0) if now.kills_privileges else None
+
+    async def kill_privileges(self, ino: Ino, caller: Caller) -> None:
+        """Take the set-id bits away that a write by this caller takes. Costs a look into the cache if there are none."""
+        inode: Inode | None = self._operations.fs.peek(ino)
+        if inode is None:
+            inode = await self._operations.fs.getattr(ino)
+        mode = mode_without_privileges(inode, caller.uid, caller.gid)
+        if mode != inode.mode:
+            await self._operations.fs.setattr(Caller(0, 0, 0), ino, mode=stat.S_IMODE(mode))
+            invalidate_attributes(ino)  # no answer on this way tells the kernel the mode
