@@ -6,8 +6,8 @@ recalled. Hence:
 
 - it is done by threads, never by the event loop;
 - a recall waits for it, but no longer than `PATIENCE_S`, and no longer than `BUSY_PATIENCE_S` while one of our handlers is at
-  work on the same inode; the thread goes on waiting, and what it is blocked by will be filled by an answer that comes later, under a
-  new lease;
+  work on the same inode; the thread goes on waiting, and what it is blocked by will be filled by an answer that comes
+  later, under a new lease;
 - for names, the kernel's epoch is raised then (Linux 6.16): every cached name is looked up again, without any lock.
 """
 

@@ -288,7 +288,7 @@ class Operations(pyfuse3.Operations):
     @edge
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
-        with self._at_work(directory.ino):
+        with self.at_work(directory.ino):
             await self._readdir(directory, start_id, token)
 
     async def _readdir(self, directory: OpenDirectory, start_id: int, token: pyfuse3.ReaddirToken) -> None:
