@@ -1,0 +1,173 @@
+"""Carrying a file's bytes to the servers: inline or to the chunks, then the commit; clearing what lies behind the end.
+
+    up to the volume's inline limit: WriteInline
+    else chunks: all at once, in order within each; when all are durable, CommitSize (I17); an inline file moves out
+    under a new data id, in the same commit
+
+What lies behind the committed size in the chunks may be garbage (a cut, or bytes whose commit never came). Whoever makes
+the file longer clears what it does not overwrite: `clear_behind`.
+"""
+
+import dataclasses
+
+import trio
+
+from fsd.client.chunks import Chunks
+from fsd.client.core import Core
+from fsd.client.file import Content, File, Times
+from fsd.client.writeback import DirtyMap
+from fsd.core.errors import FsError, WriteLost
+from fsd.core.ids import ChunkId, DataId, Ino, SessionId
+from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
+from fsd.namespace.records import NO_DATA
+from fsd.protocol.metadata import Executed
+
+MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
+
+
+class Storing:
+    """One flush's way to the servers. The caller holds the file's flush lock and its exclusive lease."""
+
+    def __init__(self, core: Core, chunks: Chunks) -> None:
+        self._core = core
+        self._chunks = chunks
+
+    async def _store(self, file: File, size: int, mtime_ns: int, session: SessionId) -> Content:
+        content = file.content
+        if content is None:
+            raise WriteLost(f"the lease on inode {file.ino} is gone with its unwritten bytes")
+        size = max(size, content.size)
+        if content.is_inline and size <= self._core.volume.inline_limit:
+            return await self._store_inline(file, content, size, mtime_ns, session)
+        return await self._store_chunks(file, content, size, mtime_ns, session)
+
+    async def _store_inline(
+        self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
+    ) -> Content:
+        contents = bytearray(content.inline.ljust(size, b"\0"))
+        file.flushing.overlay(0, contents)
+        data = bytes(contents)
+        await self._commit(file, WriteInline(self._core.volume.layer, mtime_ns, 0, 0, file.ino, data), session)
+        self._fix_cached_inline(file.ino, data)
+        return Content(NO_DATA, data, len(data), 0)
+
+    def _fix_cached_inline(self, ino: Ino, data: bytes) -> None:
+        """Answers leave inline bytes out; these are what they left out."""
+        inode = self._core.tree.inode(ino)
+        if inode is not None and inode.is_inline and inode.size == len(data):
+            self._core.tree.put_inode(dataclasses.replace(inode, inline=data))
+
+    async def _store_chunks(
+        self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
+    ) -> Content:
+        if content.is_inline:
+            data = DataId(await self._core.session.new_id())
+            pieces = DirtyMap(self._core.chunk_size)
+            pieces.write(0, content.inline)
+            for extent in file.flushing.all_extents():
+                pieces.write(extent.file_offset, extent.data)
+        else:
+            data, pieces = content.data, file.flushing
+            content = await self.clear_behind(file, content, size, pieces, session)
+        await self._write_chunks(data, pieces, session)
+        await self.commit_size(file, content, size, mtime_ns, data, session)
+        return Content(data, b"", size, content.trim_end if content.trim_end > size else 0)
+
+    async def commit_size(
+        self, file: File, content: Content, size: int, mtime_ns: int, data: DataId, session: SessionId
+    ) -> None:
+        """I17: only now, when all bytes below `size` are durable."""
+        cached = self._core.tree.inode(file.ino)
+        time_ns = max(mtime_ns, cached.ctime_ns if cached is not None else 0)
+        new_data = data if content.is_inline else NO_DATA
+        layer = self._core.volume.layer
+        await self._commit(file, CommitSize(layer, time_ns, 0, 0, file.ino, size, mtime_ns, new_data), session)
+
+    async def _commit(
+        self, file: File, operation: WriteInline | CommitSize | TrimDone | Truncate | SetAttributes, session: SessionId
+    ) -> Executed:
+        return await self._core.change([file.ino], operation, urgent=True, session=session)
+
+    async def _write_chunks(self, data: DataId, pieces: DirtyMap, session: SessionId) -> None:
+        """All chunks at once; the first error ends the others."""
+        errors: list[FsError] = []
+        async with trio.open_nursery() as nursery:
+            for chunk in pieces.chunks():
+                nursery.start_soon(self._write_chunk, ChunkId(data, chunk), pieces, session, errors, nursery)
+        if errors:
+            raise errors[0]
+
+    async def _write_chunk(
+        self, chunk: ChunkId, pieces: DirtyMap, session: SessionId, errors: list[FsError], nursery: trio.Nursery
+    ) -> None:
+        """One request in flight for a chunk, in the order of offsets."""
+        base = chunk.index * self._core.chunk_size
+        try:
+            for extent in pieces.extents(chunk.index):
+                await self._chunks.write(session, chunk, extent.file_offset - base, memoryview(extent.data))
+        except FsError as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    async def clear_behind(
+        self, file: File, content: Content, size: int, pieces: DirtyMap, session: SessionId
+    ) -> Content:
+        """Before a file in chunks grows to `size`: no garbage may show between its old end and `size`, except where
+        `pieces` are about to be written over it."""
+        if size <= content.size:
+            return content
+        chunk_size = self._core.chunk_size
+        first = content.size // chunk_size
+        trimmed = -(-content.trim_end // chunk_size)
+        stop = max(trimmed, min(-(-size // chunk_size), first + MAX_GAP_CHUNKS))
+        gaps = [
+            chunk
+            for chunk in [*range(first, stop), *(chunk for chunk in pieces.chunks() if chunk >= stop)]
+            if chunk < trimmed
+            or not pieces.covers(max(content.size, chunk * chunk_size), min(size, (chunk + 1) * chunk_size))
+        ]
+        await self._clear_chunks(content, gaps, session)
+        if content.trim_end > content.size:
+            done = TrimDone(
+                self._core.volume.layer,
+                self._core.session.now_ns(),
+                0,
+                0,
+                file.ino,
+                content.data,
+                content.trim_end,
+                content.size,
+            )
+            await self._commit(file, done, session)
+            content = dataclasses.replace(content, trim_end=0)
+            file.content = content
+        return content
+
+    async def _clear_chunks(self, content: Content, gaps: list[int], session: SessionId) -> None:
+        errors: list[FsError] = []
+
+        async def clear(chunk: int) -> None:
+            length = max(0, content.size - chunk * self._core.chunk_size)
+            try:
+                await self._chunks.truncate(session, ChunkId(content.data, chunk), length)
+            except FsError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for chunk in gaps:
+                nursery.start_soon(clear, chunk)
+        if errors:
+            raise errors[0]
+
+    async def _store_times(self, file: File, times: Times, session: SessionId) -> None:
+        """Behind the bytes, whose time they replace."""
+        operation = SetAttributes(
+            self._core.volume.layer,
+            times.ctime_ns,
+            0,
+            0,
+            file.ino,
+            atime_ns=times.atime_ns,
+            mtime_ns=times.mtime_ns,
+        )
+        await self._commit(file, operation, session)
