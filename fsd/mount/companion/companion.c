@@ -19,7 +19,9 @@
  * Python's stable ABI (3.11); libfuse 3.4 or later; kernel structures by their offsets in linux/fuse.h, which never change.
  */
 #define PY_SSIZE_T_CLEAN
+#ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030b0000
+#endif
 #include <Python.h>
 
 #define FUSE_USE_VERSION 35
@@ -215,7 +217,7 @@ static PyObject *request_answered(Request *self, void *closure) { return PyBool_
 
 static void request_dealloc(Request *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
     if (is_open(self))
         fuse_reply_err(self->req, EIO); /* never leave a caller hanging */
     Py_CLEAR(self->interrupted);

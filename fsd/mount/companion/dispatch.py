@@ -174,6 +174,7 @@ class Dispatcher:
 
     async def _ioctl(self, request: "Request", arguments: tuple[int, int, int, int, int, bytes, int]) -> None:
         result, data = await self._operations.ioctl(*arguments, _caller(request))
+        assert len(data) <= arguments[-1], "the kernel would drop such an answer and the caller would hang"
         request.reply_ioctl(result, data)
 
 
