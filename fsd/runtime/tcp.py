@@ -99,7 +99,8 @@ class TcpConnection:
         self._sock = sock
         self._buffer = bytearray(_RECEIVE_BUFFER)
         self._view = memoryview(self._buffer)
-        self._start = self._end = 0
+        self._start: int = 0
+        self._end: int = 0
         self._unsent: list[Buffer] = []
         self._frames = 0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -181,7 +182,7 @@ class TcpConnection:
     async def _receive_into(self, place: memoryview) -> int:
         while True:
             try:
-                got = self._sock.recv_into(place)
+                got: int = self._sock.recv_into(place)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
                 continue
