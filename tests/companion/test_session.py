@@ -16,13 +16,12 @@ from tests.companion import driver
 real = [pytest.mark.real, pytest.mark.skipif(not driver.can_mount(), reason="needs root and /dev/fuse")]
 
 
+MNT_FORCE = 1
+
+
 def abort(mountpoint):
     """End a connection to which nobody answers any more; whoever waits gets ECONNABORTED."""
-    with open("/proc/self/mountinfo") as file:
-        numbers = [line.split()[2].split(":")[1] for line in file if line.split()[4] == str(mountpoint)]
-    for number in numbers:
-        with open(f"/sys/fs/fuse/connections/{number}/abort", "w") as file:
-            file.write("1")
+    ctypes.CDLL(None).umount2(bytes(mountpoint), MNT_FORCE)
 
 
 def agreed(toy):
@@ -171,7 +170,7 @@ class TestASuccessor:
         watchdog.start()
         yield fd
         watchdog.cancel()
-        subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+        subprocess.run(["umount", "-l", str(mountpoint)], capture_output=True, check=False)
         os.close(fd)
 
     def start(self, device, tmp_path, **options):

@@ -50,12 +50,22 @@ class Toy(pyfuse3.Operations):
         self.nodes = {1: Node(1, stat.S_IFDIR | 0o777)}
         self.locks = LocalLocks()
         self.calls = []
+        self.handles = {}  # number -> inode; each open file its own, since locks go with it
         self.lookups = self.most_lookups = 0
         self.frozen_s = 0.0
 
     def note(self, *call):
         self.calls.append(call)
         del self.calls[:-1000]
+
+    def handle(self, inode):
+        number = 1000 + len(self.handles)
+        self.handles[number] = inode
+        return pyfuse3.FileInfo(fh=number)
+
+    def inode_of(self, fh):
+        """A handle that a predecessor gave out is its inode: all its opens were of the same file."""
+        return self.handles.get(fh, 2)
 
     async def lookup(self, parent, name, ctx):
         self.lookups += 1
@@ -87,10 +97,10 @@ class Toy(pyfuse3.Operations):
         node = Node(max(self.nodes) + 1, mode | stat.S_IFREG)
         self.nodes[node.ino] = node
         self.nodes[parent].children[name] = node.ino
-        return pyfuse3.FileInfo(fh=node.ino), node.attributes()
+        return self.handle(node.ino), node.attributes()
 
     async def open(self, inode, flags, ctx):
-        return pyfuse3.FileInfo(fh=inode)
+        return self.handle(inode)
 
     async def opendir(self, inode, ctx):
         return inode
@@ -103,13 +113,13 @@ class Toy(pyfuse3.Operations):
     async def read(self, fh, offset, size):
         if OPTIONS.get("hang_reads"):
             await trio.sleep_forever()
-        return bytes(self.nodes[fh].data[offset : offset + size])
+        return bytes(self.nodes[self.inode_of(fh)].data[offset : offset + size])
 
     async def write(self, fh, offset, data):
         if companion:
             now = companion.current()
             self.note("write", now.kills_privileges, now.from_page_cache, now.lock_owner != 0, now.unique, now.resent)
-        stored = self.nodes[fh].data
+        stored = self.nodes[self.inode_of(fh)].data
         stored.extend(bytes(max(0, offset - len(stored))))
         stored[offset : offset + len(data)] = data
         return len(data)
@@ -118,7 +128,7 @@ class Toy(pyfuse3.Operations):
         if companion:
             now = companion.current()
             self.note("flush", now.lock_owner != 0)
-            self.locks.closed(fh, now.lock_owner)
+            self.locks.closed(self.inode_of(fh), now.lock_owner)
 
     async def release(self, fh):
         if companion:
@@ -241,6 +251,8 @@ async def main(toy):
         if OPTIONS.get("trap"):
             nursery.start_soon(set_trap)
         print(json.dumps("ready"), flush=True)
+        if OPTIONS.get("nopoll"):
+            companion._poll_before_wait = lambda _: lambda: None
         await (companion.main(8, 99) if companion else pyfuse3.main(8, 99))
         nursery.cancel_scope.cancel()
 
