@@ -26,6 +26,7 @@ from metadata.leases import InodeKey
 from metadata.live import LiveSession, Sessions
 from metadata.records import Counters, SessionRecord
 from metadata.sessions import ID_RANGE, Session, with_range
+from metadata.space import Space
 from metadata.store import COUNTERS_KEY, Store, put, session_key
 
 SECRET_BITS = 128
@@ -36,8 +37,15 @@ class ClientService:
     """Every session's beginning, life and end, as its client asks for them."""
 
     def __init__(
-        self, runtime: Runtime, store: Store, authority: Authority, audience: Audience, sessions: Sessions
+        self,
+        runtime: Runtime,
+        store: Store,
+        authority: Authority,
+        audience: Audience,
+        sessions: Sessions,
+        space: Space,
     ) -> None:
+        self._space = space
         self._clock = runtime.clock
         self._random = runtime.random
         self._store = store
@@ -66,6 +74,7 @@ class ClientService:
             first.id_count,
             self._store.volume(volume.layer) or volume,
             self._authority.map.epoch,
+            self._space.may_promise(self._store.volume(volume.layer)),
         )
 
     def _check_access(self, volume: Volume) -> None:
@@ -113,8 +122,15 @@ class ClientService:
         self._sessions.check_settled()
         await self._store.durable()
         return SessionResumed(
-            self._sessions.table.ttl_s, self._clock.time_ns(), tuple(grants), self._authority.map.epoch
+            self._sessions.table.ttl_s,
+            self._clock.time_ns(),
+            tuple(grants),
+            self._authority.map.epoch,
+            self._may_promise(live),
         )
+
+    def _may_promise(self, live: LiveSession) -> bool:
+        return self._space.may_promise(self._store.volume(live.state.layer))
 
     def _is_claimable(self, layer: LayerId, held: HeldLease) -> bool:
         """An inode without a name belongs to those alone who have it open: else it would never be reaped."""
@@ -123,7 +139,7 @@ class ClientService:
 
     async def keep_alive(self, live: LiveSession, request: KeepAlive) -> Alive:
         await trio.lowlevel.checkpoint()
-        return Alive(self._clock.time_ns(), self._authority.map.epoch)
+        return Alive(self._clock.time_ns(), self._authority.map.epoch, self._may_promise(live))
 
     async def close(self, live: LiveSession, request: CloseSession) -> Done:
         """The client has flushed before, and gives everything back."""

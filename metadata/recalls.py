@@ -24,12 +24,15 @@ class Recaller:
         self._sessions = sessions
         self._clock = clock
 
-    async def clear(self, session: SessionId, keys: list[InodeKey], wanted: LeaseMode) -> None:
-        """Return when nobody but `session` holds anything on `keys` that cannot stand beside `wanted`."""
+    async def clear(self, session: SessionId, keys: list[InodeKey], wanted: LeaseMode) -> bool:
+        """Return when nobody but `session` holds anything on `keys` that cannot stand beside `wanted`; whether somebody
+        had to give something up for it."""
+        contended = False
         while True:
             conflicts = self._conflicts(session, keys, wanted)
             if not conflicts:
-                return
+                return contended
+            contended = True
             holders: dict[SessionId, list[Conflict]] = {}
             for conflict in conflicts:
                 holders.setdefault(conflict.session, []).append(conflict)

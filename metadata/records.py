@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fsd.cluster.map import Node, Pool, Row
 from fsd.core.ids import LayerId, MapEpoch, NodeId, PoolId, SessionId
 from fsd.namespace.records import Inode
-from fsd.protocol.metadata import IdRange
+from fsd.protocol.metadata import BatchError, IdRange
 from fsd.wire.codec import wire
 
 
@@ -24,11 +24,14 @@ class SessionRecord:
 @wire(161)
 @dataclass(frozen=True, slots=True)
 class ResultRecord:
-    """What an operation answered (I11): the inodes it changed, or an error's number and text if `error` is not 0."""
+    """What an operation answered (I11): the inodes it changed, or an error's number and text if `error` is not 0. Of a run
+    of a journal: how many operations it has, and what was refused."""
 
     error: int
     text: str
     inodes: tuple[Inode, ...]
+    item_count: int = 0
+    refused: tuple[BatchError, ...] = ()
 
 
 @wire(162)

@@ -24,6 +24,7 @@ from fsd.runtime import Runtime
 from fsd.runtime.storage import DataDirectory
 from fsd.wire.handshake import Hello, Welcome
 from metadata.authority import Audience, Authority
+from metadata.batches import BatchService
 from metadata.clients import ClientService
 from metadata.collector import Collector
 from metadata.live import Sessions
@@ -136,13 +137,15 @@ class MetadataServer:
             volumes = VolumeService(
                 runtime.clock, store, authority, sessions, record.inline_limit, record.chunk_size, collector.wake
             )
+            tree = TreeService(runtime.clock, store, sessions, recaller, space, collector.wake)
             service = MetadataService(
                 store=store,
                 sessions=sessions,
                 recaller=recaller,
                 audience=audience,
-                tree=TreeService(runtime.clock, store, sessions, recaller, space, collector.wake),
-                clients=ClientService(runtime, store, authority, audience, sessions),
+                tree=tree,
+                batches=BatchService(store, tree),
+                clients=ClientService(runtime, store, authority, audience, sessions, space),
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
                 status=StatusService(runtime.clock, store, authority, sessions, collector, space),

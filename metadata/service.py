@@ -9,6 +9,7 @@ from fsd.protocol import cluster, metadata
 from fsd.rpc.connection import Peer
 from fsd.wire.frame import Buffer
 from metadata.authority import Audience
+from metadata.batches import BatchService
 from metadata.clients import ClientService
 from metadata.live import LiveSession, Sessions
 from metadata.nodes import NodeService
@@ -36,6 +37,7 @@ class MetadataService:
         recaller: Recaller,
         audience: Audience,
         tree: TreeService,
+        batches: BatchService,
         clients: ClientService,
         nodes: NodeService,
         volumes: VolumeService,
@@ -60,6 +62,7 @@ class MetadataService:
             metadata.GetXattr: tree.get_xattr,
             metadata.ListXattrs: tree.list_xattrs,
             metadata.Execute: tree.execute,
+            metadata.ExecuteBatch: batches.execute,
             metadata.AllocateIds: clients.allocate_ids,
             metadata.ReleaseLeases: clients.release,
             metadata.StatVolume: status.stat_volume,

@@ -22,6 +22,10 @@ class Space:
         """Whether every node that is up says that it has no room left. Nodes that have said nothing do not count."""
         return is_full(self._authority.map, self._authority.loads)
 
+    def may_promise(self, volume: Volume | None) -> bool:
+        """Whether no operation on names can be refused for want of room."""
+        return volume is not None and not volume.quota_bytes and not volume.quota_inodes and not self.is_full()
+
     def of(self, volume: Volume) -> VolumeSpace:
         return space_of(volume, self._authority.map, self._authority.loads)
 

@@ -7,8 +7,9 @@ write-back passes by guards and recalls: somebody else may hold the guard, waiti
 """
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import trio
 
@@ -27,7 +28,8 @@ from fsd.namespace.keys import FIRST_COOKIE
 from fsd.namespace.operations import Operation, Reap
 from fsd.namespace.overlay import Overlay
 from fsd.namespace.records import Dentry, Inode
-from fsd.namespace.view import Applied, Collect, DropInode, PutInode, PutOrphan
+from fsd.namespace.touched import grows, is_of_the_holder, new_ids, touched
+from fsd.namespace.view import Applied, Change, Collect, DropInode, PutInode, PutOrphan, View
 from fsd.protocol.metadata import (
     DirectoryEntry,
     DirectoryPage,
@@ -53,12 +55,18 @@ from metadata.recalls import Recaller
 from metadata.records import ResultRecord
 from metadata.space import Space
 from metadata.store import Store, StoreView, drop, put, result_key
-from metadata.touched import grows, is_of_the_holder, new_ids, touched
 
 CLOCK_TOLERANCE_NS = 10_000_000
 ENTRY_BYTES = 200  # of an entry's numbers and its grant
 MAX_PAGE_BYTES = 1 << 20  # of one answer; symbolic links carry their targets
 MAX_PAGE = 1024  # entries of a directory in one answer
+
+
+class Cleared(NamedTuple):
+    """Inodes that nobody else has a lease on that stands in the way. `contended`: somebody had one."""
+
+    inos: tuple[Ino, ...]
+    contended: bool
 
 
 class TreeService:
@@ -91,7 +99,8 @@ class TreeService:
             dentry = view.dentry(request.parent, request.name)
             return (request.parent,) if dentry is None else (request.parent, dentry.ino)
 
-        async with self._cleared(live, LeaseMode.SHARED, concerned) as inos:
+        async with self._cleared(live, LeaseMode.SHARED, concerned) as cleared:
+            inos = cleared.inos
             parent = _present(view, request.parent)
             if not parent.is_directory:
                 raise NotADirectory(f"inode {request.parent} is no directory")
@@ -111,18 +120,20 @@ class TreeService:
 
     async def read_directory(self, live: LiveSession, request: ReadDirectory) -> DirectoryPage:
         view = self._view(live)
+        if request.attributes:
+            await self._clear_entries(live, request)
         async with self._cleared(live, LeaseMode.SHARED, lambda: (request.ino,)):
             if not _present(view, request.ino).is_directory:
                 raise NotADirectory(f"inode {request.ino} is no directory")
             rows, end = self._page(live.state.layer, request)
-            grants = [self._grant(live, request.ino, LeaseMode.SHARED)]
+            grants = [self._grant(live, request.ino, self._opportune(live, request.ino, request.lease))]
             entries: list[DirectoryEntry] = []
             room = MAX_PAGE_BYTES
             for cookie, name, dentry in rows:
                 if room <= 0 and cookie != entries[-1].cookie:
                     end = False
                     break
-                inode = self._attributes(live, view, dentry.ino, grants) if request.attributes else None
+                inode = self._attributes(live, view, dentry.ino, grants, request) if request.attributes else None
                 entries.append(DirectoryEntry(name, dentry.ino, dentry.type, cookie, inode))
                 room -= ENTRY_BYTES + len(name) + (len(inode.inline or b"") if inode is not None else 0)
         return DirectoryPage(tuple(entries), end, tuple(grants))
@@ -142,13 +153,35 @@ class TreeService:
                 return rows[:cut], False
             more *= 2
 
-    def _attributes(self, live: LiveSession, view: StoreView, ino: Ino, grants: list[Grant]) -> Inode | None:
-        """An entry's attributes with a shared lease, unless somebody may be changing them just now."""
+    async def _clear_entries(self, live: LiveSession, request: ReadDirectory) -> None:
+        """Ask each exclusive holder of entries' inodes once for all that the page will show, so that nobody needs to look
+        at them one by one. They may be taken again meanwhile: then the page leaves their attributes out."""
+        async with self._cleared(live, LeaseMode.SHARED, lambda: (request.ino,)):
+            rows, _ = self._page(live.state.layer, request)
+        keys = [self._key(live, dentry.ino) for _, _, dentry in rows]
+        taken = [key for key in keys if not self._leases.is_free(key, live.state.session, LeaseMode.SHARED)]
+        if taken:
+            await self._recaller.clear(live.state.session, taken, LeaseMode.SHARED)
+            live.check()
+
+    def _attributes(
+        self, live: LiveSession, view: StoreView, ino: Ino, grants: list[Grant], request: ReadDirectory
+    ) -> Inode | None:
+        """An entry's attributes with a lease, unless somebody may be changing them just now."""
         key = self._key(live, ino)
         if self.guards.is_held(key) or not self._leases.is_free(key, live.state.session, LeaseMode.SHARED):
             return None
-        grants.append(self._grant(live, ino, LeaseMode.SHARED))
-        return without_inline(_present(view, ino))
+        inode = view.inode(ino)
+        if inode is None:
+            return None
+        grants.append(self._grant(live, ino, self._opportune(live, ino, request.lease)))
+        return without_inline(inode)
+
+    def _opportune(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> LeaseMode:
+        """What of `wanted` can be had without taking anything from anybody, or from under a request at work."""
+        key = self._key(live, ino)
+        alone = self._leases.is_free(key, live.state.session, wanted) and not self.guards.is_held(key)
+        return wanted if alone else LeaseMode.SHARED
 
     async def get_xattr(self, live: LiveSession, request: GetXattr) -> XattrValue:
         """Attributes change at the server alone: no lease is needed to see them as they are."""
@@ -181,33 +214,34 @@ class TreeService:
             await twin.wait()
         done = live.running[request.number] = trio.Event()
         try:
-            return await self._execute(live, request)
+            return await self.execute_once(live, request)
         finally:
             del live.running[request.number]
             done.set()
 
-    async def _execute(self, live: LiveSession, request: Execute) -> Executed:
+    async def execute_once(self, live: LiveSession, request: Execute) -> Executed:
+        """`execute` for a number that is known to be new."""
         try:
-            operation = self._admitted(live, request.operation)
+            operation = self.admitted(live, request.operation)
+            if grows(operation) and self._space.is_full():
+                raise NoSpace("no chunkserver has free space")
             if self._is_write_back(live, operation):
-                return self._carry_out(live, request, operation, ())
+                return self._carry_out(live, request, operation, Cleared((), False))
             view = self._view(live)
-            async with self._cleared(live, LeaseMode.EXCLUSIVE, lambda: touched(view, operation)) as inos:
-                return self._carry_out(live, request, operation, inos)
+            async with self._cleared(live, LeaseMode.EXCLUSIVE, lambda: touched(view, operation)) as cleared:
+                return self._carry_out(live, request, operation, cleared)
         except PosixError as error:
             live.state.results[request.number] = ResultRecord(error.number, str(error), ())
             raise
 
-    def _admitted(self, live: LiveSession, operation: Operation) -> Operation:
-        """The operation as it will be carried out. Raises InvalidArgument, NoSpace."""
+    def admitted(self, live: LiveSession, operation: Operation) -> Operation:
+        """The operation as it will be carried out. Raises InvalidArgument."""
         state = live.state
         if isinstance(operation, Reap) or operation.layer != state.layer:
             raise InvalidArgument(f"session {state.session} may not ask for {type(operation).__name__} there")
         for new in new_ids(operation):
             if not state.owns(new):
                 raise InvalidArgument(f"session {state.session} does not own id {new}")
-        if grows(operation) and self._space.is_full():
-            raise NoSpace("no chunkserver has free space")
         return not_from_the_future(operation, self._clock.time_ns())
 
     def _is_write_back(self, live: LiveSession, operation: Operation) -> bool:
@@ -216,31 +250,46 @@ class TreeService:
         key = self._key(live, touched(self._view(live), operation)[0])
         return self._leases.mode(key, live.state.session) is LeaseMode.EXCLUSIVE
 
-    def _carry_out(self, live: LiveSession, request: Execute, operation: Operation, inos: tuple[Ino, ...]) -> Executed:
+    def _carry_out(self, live: LiveSession, request: Execute, operation: Operation, cleared: Cleared) -> Executed:
         """Apply, remember and grant, in one synchronous step and one batch (I10, I11)."""
-        applied, reaped = self._apply(live, operation, keep_open=request.keep_open)
+        inos = cleared.inos
+        applied, reaped = self.apply(live, self._view(live), operation, keep_open=request.keep_open)
         inodes = changed_inodes(applied, reaped)
-        record = ResultRecord(0, "", inodes)
-        self._store.commit(live.state.layer, applied.changes, self._remember(live, request, record))
-        for ino in reaped:
-            self._leases.drop_inode(self._key(live, ino))
-        if any(isinstance(change, Collect) for change in applied.changes):
-            self._collect()
+        self.store(live, applied.changes, reaped, request.number, ResultRecord(0, "", inodes))
+        others = LeaseMode.SHARED if cleared.contended else request.others
         subject = applied.subject
         present = dict.fromkeys(inos)
         if subject is not None and inos:
             present[subject.ino] = None
         grants = [
-            self._grant(live, ino, request.lease if subject is not None and ino == subject.ino else LeaseMode.SHARED)
+            self._grant(
+                live, ino, stronger(request.lease, others) if subject is not None and ino == subject.ino else others
+            )
             for ino in present
-            if self._may_cache(live, ino)
+            if self.may_cache(live, self._view(live).inode(ino))
         ]
         return Executed(inodes, tuple(grants))
 
-    def _apply(self, live: LiveSession, operation: Operation, *, keep_open: bool) -> tuple[Applied, list[Ino]]:
+    def store(
+        self,
+        live: LiveSession,
+        changes: Sequence[Change],
+        reaped: Iterable[Ino],
+        number: RequestNumber,
+        record: ResultRecord,
+    ) -> None:
+        """One batch of what was changed and of what is remembered of it (I10, I11)."""
+        self._store.commit(live.state.layer, changes, self._remember(live, number, record))
+        for ino in reaped:
+            self._leases.drop_inode(self._key(live, ino))
+        if any(isinstance(change, Collect) for change in changes):
+            self._collect()
+
+    def apply(
+        self, live: LiveSession, view: View, operation: Operation, *, keep_open: bool
+    ) -> tuple[Applied, list[Ino]]:
         """What the operation changes, together with the reaping of inodes that it left without name and user (the others'
         leases were recalled and said what is open; this session says it with `keep_open`)."""
-        view = self._view(live)
         applied = apply(view, operation)
         orphans = [change.ino for change in applied.changes if isinstance(change, PutOrphan)]
         reaped: list[Ino] = []
@@ -256,11 +305,11 @@ class TreeService:
                 reaped.append(ino)
         return (Applied(applied.subject, overlay.changes()) if reaped else applied), reaped
 
-    def _remember(self, live: LiveSession, request: Execute, record: ResultRecord) -> list[KeyChange]:
+    def _remember(self, live: LiveSession, number: RequestNumber, record: ResultRecord) -> list[KeyChange]:
         state = live.state
-        state.results[request.number] = record
+        state.results[number] = record
         batch = [drop("session", result_key(state.session, number)) for number in state.take_forgotten()]
-        batch.append(put("session", result_key(state.session, request.number), record))
+        batch.append(put("session", result_key(state.session, number), record))
         return batch
 
     def _repeat(self, live: LiveSession, request: Execute, record: ResultRecord) -> Executed:
@@ -274,10 +323,11 @@ class TreeService:
             now = view.inode(then.ino)
             inodes.append(then if now is None else without_inline(now))
             if now is not None:
-                grants.extend(self._free_grant(live, then.ino, request.lease if at == 0 else LeaseMode.SHARED))
+                grants.extend(self.free_grant(live, then.ino, request.lease if at == 0 else LeaseMode.SHARED))
         return Executed(tuple(inodes), tuple(grants))
 
-    def _free_grant(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> list[Grant]:
+    def free_grant(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> list[Grant]:
+        """The strongest lease up to `wanted` that can be had at once, if any."""
         key = self._key(live, ino)
         if self.guards.is_held(key):
             return []
@@ -291,7 +341,7 @@ class TreeService:
     @asynccontextmanager
     async def _cleared(
         self, live: LiveSession, wanted: LeaseMode, concerned: Callable[[], tuple[Ino, ...]]
-    ) -> AsyncGenerator[tuple[Ino, ...]]:
+    ) -> AsyncGenerator[Cleared]:
         """Guard the inodes concerned and take from others what cannot stand beside `wanted`. Which inodes are concerned
         is asked again after every wait."""
         while True:
@@ -299,18 +349,21 @@ class TreeService:
             keys = [self._key(live, ino) for ino in inos]
             async with self.guards.hold(keys):
                 if concerned() == inos:
-                    await self._recaller.clear(live.state.session, keys, wanted)
+                    contended = await self._recaller.clear(live.state.session, keys, wanted)
                     live.check()
                     if concerned() == inos:
-                        yield inos
+                        yield Cleared(inos, contended)
                         return
 
-    def _may_cache(self, live: LiveSession, ino: Ino) -> bool:
+    def may_cache(self, live: LiveSession, inode: Inode | None) -> bool:
         """Whether the inode is still there, with a name or open in this session."""
-        inode = self._view(live).inode(ino)
         return inode is not None and (
-            inode.nlink > 0 or self._leases.has_open(live.state.session, self._key(live, ino))
+            inode.nlink > 0 or self._leases.has_open(live.state.session, self._key(live, inode.ino))
         )
+
+    def holds_exclusively(self, live: LiveSession, ino: Ino) -> bool:
+        """Whether nobody but this session may cache the inode."""
+        return self._leases.mode(self._key(live, ino), live.state.session) is LeaseMode.EXCLUSIVE
 
     def _grant(self, live: LiveSession, ino: Ino, mode: LeaseMode) -> Grant:
         mode = stronger(mode, LeaseMode.SHARED)

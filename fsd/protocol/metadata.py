@@ -52,6 +52,7 @@ class OpenSession:
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
     """`secret` proves the session when it is resumed. The session owns ids [first_id, first_id + id_count).
+    `may_promise` as in Alive.
 
     The session lives until `ttl_s` after the send time of the last request that renewed it was answered."""
 
@@ -63,6 +64,7 @@ class SessionOpened:
     id_count: int
     volume: Volume
     map_epoch: MapEpoch
+    may_promise: bool = False
 
 
 @wire(203)
@@ -96,6 +98,7 @@ class SessionResumed:
     server_time_ns: int
     grants: tuple[Grant, ...]
     map_epoch: MapEpoch
+    may_promise: bool = False
 
 
 @wire(206)
@@ -109,8 +112,11 @@ class KeepAlive:
 @wire(207)
 @dataclass(frozen=True, slots=True)
 class Alive:
+    """`may_promise`: no quota and no full disk can refuse what the session does under exclusive leases and tells later."""
+
     server_time_ns: int
     map_epoch: MapEpoch
+    may_promise: bool = False
 
 
 @wire(208)
@@ -172,13 +178,15 @@ class GetInode:
 @dataclass(frozen=True, slots=True)
 class ReadDirectory:
     """Entries with a cookie of at least `cookie`, at most `limit`. Grants a shared lease on the directory, and on the
-    entries' inodes where they are free and `attributes` is set. Answer: DirectoryPage."""
+    entries' inodes where they are free and `attributes` is set; EXCLUSIVE ones where `lease` says so and nobody else has
+    anything on the inode. Answer: DirectoryPage."""
 
     session: SessionId
     ino: Ino
     cookie: int
     limit: int
     attributes: bool
+    lease: LeaseMode = LeaseMode.SHARED
 
 
 @wire(215)
@@ -262,8 +270,9 @@ class Execute:
     """Carry out one operation, once: `number` grows within the session, a repeated number gets the same answer (I11).
     Answers to numbers below `floor` have arrived and are forgotten.
 
-    `lease` is wanted on the operation's subject where it is free. `keep_open`: the session has handles on the inode that
-    loses a name here. Answer: Executed. Errors: every PosixError; SessionEvicted.
+    `lease` is wanted on the operation's subject where it is free, `others` on the other inodes that it changes if nobody had
+    to give anything up for it. `keep_open`: the session has handles on the inode that loses a name here. Answer: Executed.
+    Errors: every PosixError; SessionEvicted.
     """
 
     session: SessionId
@@ -272,6 +281,7 @@ class Execute:
     operation: Operation
     lease: LeaseMode = LeaseMode.NONE
     keep_open: bool = False
+    others: LeaseMode = LeaseMode.SHARED
 
 
 @wire(224)
@@ -346,3 +356,44 @@ class InspectInode:
 
     layer: LayerId
     ino: Ino
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+@wire(232)
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One operation of a journal. `keep_open` as in Execute."""
+
+    operation: Operation
+    keep_open: bool = False
+
+
+@wire(233)
+@dataclass(frozen=True, slots=True)
+class ExecuteBatch:
+    """Carry out operations that were done under exclusive leases already, in their order; item n has number `number` + n.
+    New inodes come with an exclusive lease. Answer: BatchExecuted. Errors: SessionEvicted."""
+
+    session: SessionId
+    number: RequestNumber
+    floor: RequestNumber
+    items: tuple[BatchItem, ...]
+
+
+@wire(234)
+@dataclass(frozen=True, slots=True)
+class BatchError:
+    """Item `index` was refused. `error` is the number of a PosixError."""
+
+    index: int
+    error: int
+    text: str
+
+
+@wire(235)
+@dataclass(frozen=True, slots=True)
+class BatchExecuted:
+    errors: tuple[BatchError, ...]
+    grants: tuple[Grant, ...]

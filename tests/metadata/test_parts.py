@@ -20,12 +20,12 @@ from fsd.namespace.operations import (
     WriteInline,
 )
 from fsd.namespace.records import Dentry, Volume
+from fsd.namespace.touched import grows, is_of_the_holder, new_ids, touched
 from fsd.namespace.view import PutDentry
 from fsd.protocol.cluster import NodeLoad
 from metadata.guards import Guards
 from metadata.leases import InodeKey
 from metadata.space import is_full, space_of
-from metadata.touched import grows, is_of_the_holder, new_ids, touched
 
 BASE = (LayerId(1), 0, 0, 0)
 VOLUME = Volume("v", LayerId(1), PoolId(1), 2, 1)

@@ -72,6 +72,15 @@ def new_ids(operation: Operation) -> tuple[int, ...]:
             return ()
 
 
+def born(operation: Operation) -> Ino | None:
+    """The inode that the operation makes."""
+    match operation:
+        case Create() | Mkdir() | Mknod() | Symlink():
+            return operation.ino
+        case _:
+            return None
+
+
 def grows(operation: Operation) -> bool:
     """Whether the operation needs room that is not promised yet. A CommitSize is about bytes that are stored already, a
     WriteInline about bytes that the client has taken."""
