@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tests.simulation.scenario import Outcome, Plan, run_seed
+from tests.simulation.scenario import Outcome, Plan, run_quietly, run_seed
 
 
 def main() -> int:
@@ -16,11 +16,28 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
+    parser.add_argument("--mutation", help='how many seeds it takes to find this planted bug ("all": each of them)')
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failing seed")
     options = parser.parse_args()
     if options.seed is not None:
         return one(options.seed, options.trace)
+    if options.mutation is not None:
+        return hunt(options.mutation)
     return many(options)
+
+
+def hunt(name: str) -> int:
+    from tests.simulation.mutations import MUTATIONS  # it touches everything
+
+    missed = 0
+    for mutation in MUTATIONS:
+        if name in ("all", mutation.name):
+            begin = time.monotonic()
+            outcome = mutation.hunt()
+            missed += outcome is None
+            found = f"seed {outcome.seed}: {(outcome.fault or '').splitlines()[0][:110]}" if outcome else "NOT FOUND"
+            print(f"{mutation.name}: {found} ({time.monotonic() - begin:.0f} s)", flush=True)
+    return 1 if missed else 0
 
 
 def one(seed: int, trace: bool) -> int:
@@ -59,18 +76,12 @@ def many(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def quick(seed: int) -> Outcome:
-    outcome = run_seed(seed)
-    outcome.history = None  # stays in this process
-    return outcome
-
-
 def outcomes(seeds: range, jobs: int) -> Iterator[Outcome]:
     if jobs <= 1:
-        yield from map(quick, seeds)
+        yield from map(run_quietly, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(quick, seeds)
+        yield from pool.imap_unordered(run_quietly, seeds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ scenario that is aimed at it.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -245,7 +245,7 @@ def commit_the_size_before_the_bytes() -> list[Patch]:
         self._core.nursery.start_soon(quietly, self, data, pieces, session)
 
     async def quietly(self: Any, data: Any, pieces: Any, session: Any) -> None:
-        with fsd_errors():
+        with suppress(fsd.client.contents.FsError):
             await write(self, data, pieces, session)
 
     return [(contents, "_write_chunks", later)]
@@ -256,14 +256,6 @@ def show_what_was_cut() -> list[Patch]:
         return content
 
     return [(fsd.client.contents.Contents, "clear_behind", clear_behind)]
-
-
-@contextmanager
-def fsd_errors() -> Iterator[None]:
-    try:
-        yield
-    except fsd.client.contents.FsError:
-        pass
 
 
 crashes, cuts, rot, power, moments = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER), tuple(MOMENTS)
@@ -281,6 +273,23 @@ evict = {
     "steps": 40,
     "think_s": 0.3,
 }
+late = {
+    "faults": (Nemesis.late_write_of_the_evicted,),
+    "strikes": 2,
+    "strike_pause_s": 0.3,
+    "clients": 3,
+    "steps": 40,
+    "think_s": 0.3,
+}
+stranded = {
+    "faults": (Nemesis.strand_primary,),
+    "strikes": 5,
+    "nodes": 2,
+    "pg_count": 1,
+    "clients": 3,
+    "steps": 40,
+    "think_s": 0.05,
+}
 three = {"nodes": 4, "replicas": 3, "min_replicas": 1}
 
 MUTATIONS = [
@@ -295,11 +304,11 @@ MUTATIONS = [
     Mutation("serve after the lease", serve_after_the_lease, 60, {**isolate, "readers": True, "cache_bytes": 65_536}),
     Mutation("no settling", no_settling, 60, {**three, "faults": (Nemesis.kill_between_members,), "clients": 2}),
     Mutation("no checksums", no_checksums, 40, {"faults": rot}),
-    Mutation("no fence", no_fence, 60, evict),
-    Mutation("garbage of the returned wins", garbage_of_the_returned_wins, 60, {"faults": (Nemesis.strand_primary,)}),
+    Mutation("no fence", no_fence, 60, late),
+    Mutation("garbage of the returned wins", garbage_of_the_returned_wins, 60, stranded),
     Mutation("keep a restarted member in sync", keep_a_restarted_member_in_sync, 40, {"faults": crashes}),
     Mutation("name a node without its incarnation", name_a_node_without_its_incarnation, 40, {"faults": crashes}),
-    Mutation("evict without a fence", evict_without_a_fence, 60, evict),
+    Mutation("evict without a fence", evict_without_a_fence, 60, late),
     Mutation(
         "forget metadata request numbers", forget_metadata_request_numbers, 60, {"faults": (Nemesis.lose_answer,)}
     ),

@@ -16,6 +16,8 @@ from tests.simulation.network import End
 if TYPE_CHECKING:
     from tests.simulation.scenario import Cluster
 
+WRITE_CHUNK = number_of(WriteChunk)
+
 Fault = Callable[["Nemesis"], Awaitable[None]]
 
 
@@ -28,6 +30,12 @@ class Nemesis:
         self.kernel = cluster.kernel
         self.fabric = cluster.fabric
         self.flipped: Host | None = None
+        self.last_writer: dict[str, str] = {}  # node -> the client that asked it last for a change
+        self.fabric.sent.append(self._note_writer)
+
+    def _note_writer(self, end: End, frame: Frame) -> None:
+        if frame.type == WRITE_CHUNK:
+            self.last_writer[end.other.host] = end.host
 
     async def run(self, faults: list["Fault"], times: int, pause_s: float) -> None:
         for _ in range(times):
@@ -241,9 +249,9 @@ class Nemesis:
 
         if await self.ambush(Replicate, strand):
             await trio.sleep(0.1)
-            client = self.client()
-            if client is not None and self.random.random() < 0.7:
-                self.cluster.kill_client(client)
+            writer = self.last_writer.get(victims[0].name)
+            if writer is not None and self.random.random() < 0.8:
+                self.cluster.kill_client(self.host(writer))
             for node in self.cluster.nodes:
                 self.fabric.heal(victims[0].name, node.name)
             await trio.sleep(self.random.choice((0.5, 3.0)))
@@ -260,6 +268,17 @@ class Nemesis:
     async def late_write(self) -> None:
         """The connection breaks under a write, which arrives all the same, late."""
         await self.ambush(WriteChunk, lambda end: self.fabric.lose_connection(end, self.random.uniform(0.1, 2.0)))
+
+    async def late_write_of_the_evicted(self) -> None:
+        """A client loses the authority with a write on the way, which arrives when others have its leases."""
+        writers: list[Host] = []
+
+        def delay(end: End) -> None:
+            writers.append(self.host(end.host))
+            end.stall(self.random.uniform(11.5, 13.0))
+
+        if await self.ambush(WriteChunk, delay):
+            await self.cut(writers, [self.cluster.metadata], both=True, time_s=14.0)
 
     async def lose_answer(self) -> None:
         """An operation is carried out; the connection breaks before its answer arrives."""
@@ -306,6 +325,7 @@ MOMENTS: list[Fault] = [
     Nemesis.kill_between_members,
     Nemesis.strand_primary,
     Nemesis.late_write,
+    Nemesis.late_write_of_the_evicted,
     Nemesis.lose_answer,
     Nemesis.lose_write_answer,
 ]
