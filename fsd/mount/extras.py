@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 
 from fsd.client.file import FileHandle
 from fsd.client.filesystem import Caller
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fsd.mount.operations import Operations
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
+THREADS = 8  # appends at once that drop pages
 ZEROES = bytes(MIB)
 MAX_ZEROED_BYTES = 256 * MIB  # zeroes are written; who wants more is told to do it otherwise (EOPNOTSUPP)
 
@@ -36,6 +38,8 @@ class Extras:
         self._companion = companion
         self._operations = operations
         self._locks = LocalLocks()
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._cached: dict[Ino, None] = {}  # inodes whose pages the kernel may have; no more than it has inodes
 
     @property
     def deadline_s(self) -> float | None:
@@ -102,3 +106,23 @@ class Extras:
         if mode != inode.mode:
             await self._operations.fs.setattr(Caller(0, 0, 0), ino, mode=stat.S_IMODE(mode))
             invalidate_attributes(ino)  # no answer on this way tells the kernel the mode
+
+    # --- EXPLICIT_INVAL_DATA: an append goes past the kernel's pages, and nobody but us drops what it makes old ----------
+
+    def reading(self, ino: Ino) -> None:
+        """First in `read`: the kernel will keep the answer."""
+        self._cached[ino] = None
+
+    async def appended(self, ino: Ino, offset: int) -> None:
+        """Before the answer to an append. The page at the end, if it was read while the append was on its way, has zeroes
+        where the new bytes belong; the kernel shows them as soon as it knows the new size, which is after the answer."""
+        if ino not in self._cached:
+            return
+        del self._cached[ino]
+        await trio.to_thread.run_sync(
+            self._companion.invalidate_pages, ino, offset, abandon_on_cancel=True, limiter=self._threads
+        )
+
+    def forgotten(self, ino: Ino) -> None:
+        """In `forget`: the kernel has nothing of it any more."""
+        self._cached.pop(ino, None)

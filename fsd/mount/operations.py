@@ -117,6 +117,8 @@ class Operations(pyfuse3.Operations):
                     self._lookups[ino] = left
                     continue
                 del self._lookups[ino]
+                if self.extras is not None:
+                    self.extras.forgotten(Ino(ino))
                 self.fs.forget(Ino(ino))
         except Exception:
             log.exception("forget: bug")
@@ -249,6 +251,8 @@ class Operations(pyfuse3.Operations):
     @edge
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self.file(fh)
+        if self.extras is not None and not handle.flags & os.O_APPEND:
+            self.extras.reading(handle.ino)
         with self.at_work(handle.ino):
             return await self.fs.read(handle, off, size)
 
@@ -259,7 +263,10 @@ class Operations(pyfuse3.Operations):
         with self.at_work(handle.ino):
             if killer is not None and self.extras is not None:
                 await self.extras.kill_privileges(handle.ino, killer)
-            return await self.fs.write(handle, off, buf)
+            written = await self.fs.write(handle, off, buf)
+            if self.extras is not None and handle.flags & os.O_APPEND:
+                await self.extras.appended(handle.ino, off)
+            return written
 
     @edge
     async def flush(self, fh: FileHandleT) -> None:

@@ -136,3 +136,27 @@ def test_a_chown_takes_the_set_id_bits_and_root_s_write_does_not(a: Path):
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o6755
     os.chown(path, 1, 1)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
+
+
+def test_who_follows_a_growing_log_sees_its_bytes_and_no_zeroes(a: Path):
+    path, end = a / "log", time.monotonic() + 3
+    path.touch()
+    code = f"""
+import os, time
+fd = os.open({str(path)!r}, os.O_WRONLY | os.O_APPEND)
+end = time.monotonic() + 2.5
+number = 0
+while time.monotonic() < end:
+    os.write(fd, b'%07d|' % number)
+    number += 1
+"""
+    appender = subprocess.Popen([sys.executable, "-S", "-c", code])
+    fd, seen = os.open(path, os.O_RDONLY), 0
+    while time.monotonic() < end:
+        new = os.pread(fd, 65536, seen)
+        assert b"\0" not in new
+        seen += len(new)
+        os.pread(fd, 4096, max(0, seen - 100))  # the page at the end is wanted all the time
+    os.close(fd)
+    assert appender.wait(5) == 0
+    assert path.read_bytes() == b"".join(b"%07d|" % number for number in range(seen // 8))

@@ -14,6 +14,7 @@
 The extension is optional. Everything it does goes through libfuse's public API; see companion.c.
 """
 
+import contextlib
 import functools
 import logging
 import select
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 POLLS_BEFORE_WAIT = 32  # requests in a row that are taken without giving other tasks a turn
 _STATE = struct.Struct("<4sHH")  # magic, bytes of INIT's request, bytes of its answer
 _STATE_MAGIC = b"fsd\x01"
+_INVAL_INODE = struct.Struct("<Qqq")  # struct fuse_notify_inval_inode_out: ino, off, len
 _PRUNE_HEADER = struct.Struct("<IIQ")  # struct fuse_notify_prune_out: count, padding, spare
 
 
@@ -203,6 +205,14 @@ class Companion:
     def raise_epoch(self) -> None:
         """Have every cached name looked up again; takes no lock. Raises OSError (Linux before 6.16)."""
         self.notify(Notification.INC_EPOCH)
+
+    def invalidate_pages(self, inode: int, offset: int, length: int = 0) -> None:
+        """Have the kernel drop pages [offset, offset + length), length 0 for all from there on, and the attributes.
+
+        Waits for pages that are being read. An inode that the kernel does not know is no error.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.notify(Notification.INVAL_INODE, _INVAL_INODE.pack(inode, offset, length))
 
     def prune(self, inodes: Sequence[int]) -> None:
         """Have the kernel forget inodes that nobody uses. Raises OSError (Linux before 6.18)."""

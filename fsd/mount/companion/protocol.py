@@ -84,6 +84,7 @@ class Opcode(IntEnum):
 class Notification(IntEnum):
     """What a file system may tell the kernel unasked."""
 
+    INVAL_INODE = 2
     RESEND = 7  # Linux 6.9
     INC_EPOCH = 8  # Linux 6.16
     PRUNE = 9  # Linux 6.18
