@@ -251,7 +251,7 @@ class Operations(pyfuse3.Operations):
     @edge
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         handle = self.file(fh)
-        if self.extras is not None and not handle.flags & os.O_APPEND:
+        if self.extras is not None:
             self.extras.reading(handle.ino)
         with self.at_work(handle.ino):
             return await self.fs.read(handle, off, size)
