@@ -170,15 +170,6 @@ def _link_inode(names: dict[str, int], argument: tuple[int, str], _: object) -> 
     return "ok"
 
 
-def _list(names: dict[str, int], directory: str, result: object) -> object:
-    there = tuple(sorted((slot, ino) for slot, ino in names.items() if slot.startswith(directory + "/")))
-    if isinstance(result, tuple) and len(result) == len(there):
-        pairs = zip(there, result, strict=True)
-        if all(mine[0] == seen[0] and (mine[1] < 0 or mine[1] == seen[1]) for mine, seen in pairs):
-            return result
-    return there
-
-
 _TREE: dict[str, Callable[..., object]] = {
     "create": _create,
     "unlink": _unlink,
@@ -187,7 +178,6 @@ _TREE: dict[str, Callable[..., object]] = {
     "rename_new": _rename_new,
     "exchange": _exchange,
     "link_inode": _link_inode,
-    "list": _list,
 }
 
 
@@ -210,5 +200,5 @@ def _until(ops: list[Operation], time: float) -> list[Operation]:
 
 
 def _possible_until(ops: list[Operation], time: float, initial: Hashable, step: Step) -> bool:
-    pending = [op for op in _until(ops, time) if op.end < inf or op.kind not in ("read", "lookup", "list")]
+    pending = [op for op in _until(ops, time) if op.end < inf or op.kind not in ("read", "lookup")]
     return linearizable(pending, initial, step)

@@ -267,9 +267,10 @@ isolate = {
     "steps": 60,
 }
 evict = {
-    "faults": (Nemesis.cut_client_from_authority, Nemesis.pause_client),
-    "strikes": 4,
-    "clients": 3,
+    "faults": (Nemesis.cut_client_from_authority,),
+    "strikes": 3,
+    "clients": 2,
+    "workers": 1,
     "steps": 40,
     "think_s": 0.3,
 }
@@ -316,7 +317,7 @@ MUTATIONS = [
     Mutation("answer before it is durable", answer_before_it_is_durable, 40, {"faults": power}),
     Mutation("act on after a recall", act_on_after_a_recall, 10),
     Mutation("release without write-back", release_without_write_back, 10),
-    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, evict),
+    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, {**evict, "watchers": True}),
     Mutation("lose the end of a flush", lose_the_end_of_a_flush, 10),
     Mutation("commit the size before the bytes", commit_the_size_before_the_bytes, 40, {"faults": crashes}),
     Mutation("show what was cut", show_what_was_cut, 40),

@@ -17,10 +17,10 @@ from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.client.filesystem import open_filesystem
 from fsd.client.options import ClientOptions
 from fsd.cluster.map import ClusterMap
-from fsd.core.errors import FsError
+from fsd.core.errors import FsError, Unreachable
 from fsd.core.ids import ChunkId, DataId, NodeId, PgId
 from fsd.protocol.chunk import ChunkList, ChunkSummary, InspectGroup, ReadCopy, WholeChunk
-from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, RunFsck, StatusReply
+from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, PauseMoves, RunFsck, StatusReply
 from fsd.rpc.client import ChannelPool
 from fsd.wire.handshake import Hello
 from metadata.server import MetadataOptions, MetadataServer
@@ -59,6 +59,7 @@ class Plan:
     think_s: float = 0.3
     cache_bytes: int = 256 * 1024
     readers: bool = False  # hardly anybody writes
+    watchers: bool = False  # one more worker of each client does nothing but read
     replicas: int = 2
     min_replicas: int = 1
     pg_count: int = 4
@@ -81,6 +82,7 @@ class Plan:
             think_s=random.choice((0.05, 0.3, 1.0)),
             cache_bytes=random.choice((65_536, 262_144, 262_144)),
             readers=random.random() < 0.1,
+            watchers=random.random() < 0.2,
             replicas=replicas,
             min_replicas=random.choice((1, 1, 2)),
             pg_count=random.choice((2, 4, 8)),
@@ -108,6 +110,7 @@ class Cluster:
     def __init__(self, kernel: Kernel, plan: Plan, nursery: trio.Nursery) -> None:
         self.kernel = kernel
         self.plan = plan
+        self.nursery = nursery
         self.fabric = Fabric(kernel)
         self.history = History(kernel)
         self.random = Random(f"cluster {kernel.random.random()}")
@@ -121,7 +124,9 @@ class Cluster:
             Host(kernel, self.fabric, nursery, f"c{number}", self._run_client) for number in range(1, plan.clients + 1)
         ]
         self.admin = Host(kernel, self.fabric, nursery, "admin", self._run_admin)
-        self.work: dict[str, list[int]] = {host.name: [plan.steps] * plan.workers for host in self.clients}
+        self.work: dict[str, list[int]] = {
+            host.name: [plan.steps] * plan.workers + [plan.steps * 5] * plan.watchers for host in self.clients
+        }
         self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
         self._prepared = trio.Event()
         self._admin_ready = trio.Event()
@@ -147,6 +152,7 @@ class Cluster:
             min_replicas=plan.min_replicas,
             inline_limit=INLINE_LIMIT,
             rebuild_after_s=20.0,
+            rebalance_after_s=5.0,
         )
         process.app = MetadataServer(process.runtime, process.open_directory(), options)
         await process.app.run()
@@ -193,7 +199,8 @@ class Cluster:
         )
 
     async def _work(self, client: Client, work: list[int], index: int, steps: int) -> None:
-        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=self.plan.readers)
+        readers = self.plan.readers or index >= self.plan.workers
+        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=readers)
         while work[index] > 0:
             work[index] -= 1
             try:
@@ -255,6 +262,18 @@ class Cluster:
                 return await self._pool.to(address).call(message)
             await trio.sleep(0.5)
 
+    async def ask_once(self, message: Any) -> Any:
+        """Of the metadata server. Raises FsError, also if it takes too long."""
+        await self._admin_ready.wait()
+        assert self._pool is not None
+        with trio.move_on_after(5):
+            return (await self._pool.to(METADATA).call(message)).message
+        raise Unreachable("no answer")
+
+    def retire(self, host: Host) -> None:
+        """A node that was removed: it never comes back."""
+        self.nodes.remove(host)
+
     # --- the run ---
 
     async def run(self) -> None:
@@ -312,7 +331,9 @@ class Cluster:
         """All rows as full as they can be, all dead data removed, the tree sound."""
         while True:
             self._status = status = (await self.ask(METADATA, GetStatus())).message
-            if status.in_sync == status.total and not status.collecting:
+            if status.paused:
+                await self.ask(METADATA, PauseMoves(False))
+            elif status.in_sync == status.total and not status.collecting and not status.moving:
                 break
             await trio.sleep(1)
         fsck: FsckReply = (await self.ask(METADATA, RunFsck())).message
