@@ -20,6 +20,7 @@ from fsd.rpc.connection import Peer
 from fsd.runtime import Runtime
 from fsd.runtime.storage import KeyChange
 from metadata.membership import Membership, lease_s_for, map_of
+from metadata.progress import Progress
 from metadata.records import FileSystemRecord, MapHead, RowRecord
 from metadata.store import MAP_KEY, Store, put, row_key
 
@@ -89,6 +90,7 @@ class Authority:
         lease_s: float,
         grace_s: float,
         rebuild_after_s: float,
+        quiet_s: float = 60.0,
     ) -> None:
         self._runtime = runtime
         self._store = store
@@ -98,9 +100,15 @@ class Authority:
         head = store.map_head() or MapHead(MapEpoch(1), (), (), (), SessionId(1), NodeId(1))
         rows = store.rows()
         self.membership = Membership(
-            head, rows, now=runtime.clock.monotonic(), grace_s=grace_s, rebuild_after_s=rebuild_after_s
+            head,
+            rows,
+            now=runtime.clock.monotonic(),
+            grace_s=grace_s,
+            rebuild_after_s=rebuild_after_s,
+            quiet_s=quiet_s,
         )
         self.loads: dict[NodeId, NodeLoad] = {}
+        self.progress = Progress()
         self._saved_rows = {record.row.pg: record for record in rows}
         self._saved_head = head
         self.map: ClusterMap = self._make_map(head.epoch)
@@ -164,6 +172,7 @@ class Authority:
         self.membership.forget_fences(self.oldest_session())
         if events or self.membership.is_restless():
             self.membership.settle(self._file_system.pg_count, now)
+        self.progress.note(now, self.repairing() + self.membership.moves_left())
         await self._commit()
         done.set()
 
@@ -177,13 +186,15 @@ class Authority:
             facts.evicted,
             facts.oldest_session,
             facts.next_node,
+            facts.paused,
         )
         changed: dict[PgId, RowRecord] = {}
         for pg, row in facts.rows.items():
             saved = self._saved_rows.get(pg)
             former = facts.former.get(pg, ())
-            if saved is None or saved.row is not row or saved.former != former:
-                changed[pg] = RowRecord(row, former)
+            leaving = facts.leaving.get(pg, NodeId(0))
+            if saved is None or saved.row is not row or (saved.former, saved.leaving) != (former, leaving):
+                changed[pg] = RowRecord(row, former, leaving)
         if head == self._saved_head and not changed:
             return
         self._log_changes(head, changed)
@@ -215,6 +226,10 @@ class Authority:
                 log.info("node %d.%d at %s is %s", node.node, node.incarnation, node.address, node.state.name)
         if changed:
             log.info("%d placement groups change in map %d", len(changed), head.epoch + 1)
+
+    def repairing(self) -> int:
+        """How many groups have fewer copies than there could be."""
+        return self.membership.missing_copies()
 
     # --- questions and wishes -----------------------------------------------------------------------------------------
 
@@ -299,4 +314,4 @@ def _could_go(row: Row, member: Member) -> bool:
 
 
 def _rest(head: MapHead) -> tuple[Any, ...]:
-    return head.nodes, head.pools, head.evicted, head.oldest_session, head.next_node
+    return head.nodes, head.pools, head.evicted, head.oldest_session, head.next_node, head.paused

@@ -12,18 +12,21 @@ which the node went DOWN or AWAY or its incarnation was superseded, or (for one 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fsd.cluster.map import POOL_SHIFT, ClusterMap, Node, NodeState, Pool, Row, pool_of
 from fsd.cluster.placement import place, score, spread
 from fsd.core.errors import Busy, ForeignFileSystem, InvalidArgument, NotFound
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
+from metadata.balance import Balance, Move, may_receive
+from metadata.moving import Facts, Mover, plan_all
 from metadata.records import MapHead, RowRecord
 
 PLACE_AFTER_S = 3.0  # how long a first placement waits for as many nodes as there are to be replicas
 MAX_CLOSED = 1024  # closed sessions whose fence is remembered while an older session lives
 MAX_POOLS = 16  # with MAX_PG_COUNT: so that the whole map fits into one message
 REJOIN_AFTER_S = 10.0  # a member that its primary dropped, though its node is up, may come back no earlier
+FULL_AT, ROOM_AT = 0.90, 0.80  # used share of a disk above which a node is full, and below which it is so no more
 
 
 @dataclass(slots=True)
@@ -33,19 +36,6 @@ class Life:
     heard: float  # of the newest incarnation; the authority's start if not heard yet (R2: it waits the whole grace)
     ever_heard: bool = False
     lost_since: float = 0.0  # when it was last found not to be up
-
-
-@dataclass(slots=True)
-class Facts:
-    """The map as it will be after this round."""
-
-    nodes: dict[NodeId, Node] = field(default_factory=dict[NodeId, Node])
-    pools: dict[PoolId, Pool] = field(default_factory=dict[PoolId, Pool])
-    rows: dict[PgId, Row] = field(default_factory=dict[PgId, Row])
-    former: dict[PgId, tuple[NodeId, ...]] = field(default_factory=dict[PgId, tuple[NodeId, ...]])
-    evicted: tuple[SessionId, ...] = ()
-    oldest_session: SessionId = SessionId(1)
-    next_node: NodeId = NodeId(1)
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -103,6 +93,19 @@ def may_place(up: int, replicas: int, waited_s: float) -> bool:
     return up >= replicas or (up > 0 and waited_s >= PLACE_AFTER_S)
 
 
+def may_leave(row: Row, replicas: int, nodes: dict[NodeId, Node]) -> bool:
+    """A surplus member goes only when as many others as there are to be hold everything, alive."""
+    return len(row.in_sync) > replicas and all(is_alive(nodes, member) for member in row.in_sync)
+
+
+def is_full(was_full: bool, total_bytes: int, free_bytes: int) -> bool:
+    """Whether a disk is so full that it gets no more groups; not for ever to and fro."""
+    if total_bytes <= 0:
+        return False
+    used = 1.0 - free_bytes / total_bytes
+    return used >= (ROOM_AT if was_full else FULL_AT)
+
+
 def lease_s_for(nodes: dict[NodeId, Node], published: ClusterMap, member: Member, lease_s: float) -> float:
     """R2: a lease only for a node that is up in its newest incarnation, in what was decided and in what was published."""
     shown = {node.node: node for node in published.nodes}
@@ -115,8 +118,18 @@ def lease_s_for(nodes: dict[NodeId, Node], published: ClusterMap, member: Member
 class Membership:
     """The working state: ahead of the published map by the changes of the current round."""
 
-    def __init__(self, head: MapHead, rows: Iterable[RowRecord], *, now: float, grace_s: float, rebuild_after_s: float):
+    def __init__(
+        self,
+        head: MapHead,
+        rows: Iterable[RowRecord],
+        *,
+        now: float,
+        grace_s: float,
+        rebuild_after_s: float,
+        quiet_s: float = 60.0,
+    ):
         self.grace_s = grace_s
+        self.mover = Mover(quiet_s)
         self.rebuild_after_s = rebuild_after_s
         self.facts = Facts(
             nodes={node.node: node for node in head.nodes},
@@ -124,8 +137,11 @@ class Membership:
             evicted=head.evicted,
             oldest_session=head.oldest_session,
             next_node=head.next_node,
+            paused=head.paused,
         )
         for record in rows:
+            if record.leaving:
+                self.facts.leaving[record.row.pg] = record.leaving
             self.facts.rows[record.row.pg] = record.row
             self.facts.former[record.row.pg] = record.former
         self._lives = {node: Life(now, lost_since=now) for node in self.facts.nodes}
@@ -153,7 +169,11 @@ class Membership:
             node = known.node
             self._check_incarnation(known, incarnation)
         newer = known is None or incarnation > known.incarnation
-        self.nodes[node] = Node(node, incarnation, address, zone, weight, NodeState.UP)
+        draining, full, fixed = False, False, False
+        if known is not None:
+            draining, full, fixed = known.draining, known.full, known.fixed_weight
+            weight = known.weight if fixed else weight
+        self.nodes[node] = Node(node, incarnation, address, zone, weight, NodeState.UP, draining, full, fixed)
         life = self._lives.setdefault(node, Life(now, lost_since=now))
         life.heard, life.ever_heard = now, not newer and life.ever_heard
         if newer or (known is not None and known.state is not NodeState.UP):
@@ -259,7 +279,12 @@ class Membership:
     def is_restless(self) -> bool:
         """Whether rows may have to change with nothing but time passing, or a sign of life."""
         away = any(node.state is not NodeState.UP for node in self.nodes.values())
-        return away or bool(self._doomed or self._dropped or self._wanted_pools) or self._has_strangers
+        return (
+            away
+            or bool(self._doomed or self._dropped or self._wanted_pools or self.facts.leaving)
+            or self._has_strangers
+            or not (self.mover.is_idle() or self.facts.paused)
+        )
 
     # --- bringing rows to what the rules say --------------------------------------------------------------------------
 
@@ -272,8 +297,10 @@ class Membership:
             row = self._without_dead(row, now)
             row = self._led_again(row)
             row = self._with_joiner(row, now)
+            row = self._without_surplus(row)
             self.facts.rows[pg] = row
             self._has_strangers |= not all(is_alive(self.nodes, member) for member in row.members())
+        self._start_moves(now)
         self._forget_evidence(now)
 
     def _without_dead(self, row: Row, now: float) -> Row:
@@ -318,6 +345,39 @@ class Membership:
         self.facts.former[row.pg] = () if wanted == 1 else former
         return self._next(row, row.in_sync, (Member(joiner.node, Incarnation(joiner.incarnation)),))
 
+    def _without_surplus(self, row: Row) -> Row:
+        """The member whose place was taken goes; everything of the old row counts on until the new one is active (base)."""
+        replicas = self.facts.pools[pool_of(row.pg)].replicas
+        if len(row.members()) <= replicas:
+            self.facts.leaving.pop(row.pg, None)
+        if row.syncing or not may_leave(row, replicas, self.nodes):
+            return row
+        gone = self._surplus(row)
+        self.facts.leaving.pop(row.pg, None)
+        left = tuple(member for member in row.in_sync if member != gone)
+        return replace(self._next(row, left, ()), primary=self._best_primary(row.pg, left))
+
+    def _surplus(self, row: Row) -> Member:
+        leaving = [member for member in row.in_sync if member.node == self.facts.leaving.get(row.pg)]
+        ranked = sorted(row.in_sync, key=lambda m: (not self.nodes[m.node].draining, self._score(row.pg, m)))
+        return [*leaving, *ranked][0]
+
+    def _start_moves(self, now: float) -> None:
+        """Rows move towards an even share of the nodes (metadata.moving)."""
+        for move in self.mover.choose(self.facts, self.counted(now), now):
+            row, target = self.facts.rows[move.pg], self.nodes[move.target]
+            member = Member(target.node, Incarnation(target.incarnation))
+            self.facts.rows[move.pg] = self._next(row, row.in_sync, (member,))
+            self.facts.leaving[move.pg] = move.source
+
+    def counted(self, now: float) -> list[NodeId]:
+        """Nodes that have a share of the groups: those that are up, or were until lately."""
+        return [
+            node
+            for node in sorted(self.nodes)
+            if self.nodes[node].state is NodeState.UP or now - self._lives[node].lost_since < self.rebuild_after_s
+        ]
+
     def _joiner(self, row: Row, wanted: int, now: float) -> Node | None:
         """A former member that is back; else a substitute, if more places are free than missing members may want."""
         present = {member.node for member in row.members()}
@@ -330,6 +390,7 @@ class Membership:
             return None
         members = [self.nodes[member.node] for member in row.members()]
         able = [n for n in self.nodes.values() if n.node not in present and self._may_join(row.pg, n, now)]
+        able = [n for n in able if may_receive(n)]
         ranked = sorted(able, key=lambda node: (-score(row.pg, node), node.node))
         chosen = spread(members, ranked, len(members) + 1)
         return chosen[-1] if len(chosen) > len(members) else None
@@ -345,14 +406,14 @@ class Membership:
         return now - self._lives[node].lost_since >= self.rebuild_after_s
 
     def _place_wanted(self, pg_count: int, now: float) -> None:
-        up = [node for node in self.nodes.values() if node.state is NodeState.UP and node.weight > 0]
+        up = [n for n in self.nodes.values() if n.state is NodeState.UP and n.weight > 0 and not n.draining]
+        up = [node for node in up if not node.full] or up
         for pool, since in list(self._wanted_pools.items()):
             if self.is_placed(pool):
                 del self._wanted_pools[pool]
             elif may_place(len(up), self.facts.pools[pool].replicas, now - since):
-                for index in range(pg_count):
-                    pg = PgId(pool << POOL_SHIFT | index)
-                    self.facts.rows[pg] = first_row(pg, up, self.facts.pools[pool].replicas)
+                groups = [PgId(pool << POOL_SHIFT | index) for index in range(pg_count)]
+                self.facts.rows.update(first_rows(groups, up, self.facts.pools[pool].replicas))
 
     def _next(self, row: Row, in_sync: tuple[Member, ...], syncing: tuple[Member, ...]) -> Row:
         """The row's next epoch; not active until its primary has settled it (R7). Base stays."""
@@ -363,7 +424,10 @@ class Membership:
 
     def _best_primary(self, pg: PgId, in_sync: tuple[Member, ...]) -> Member:
         alive = [member for member in in_sync if is_alive(self.nodes, member)] or list(in_sync)
-        return max(alive, key=lambda member: (score(pg, self.nodes[member.node]), -member.node))
+        return max(alive, key=lambda member: (self._score(pg, member), -member.node))
+
+    def _score(self, pg: PgId, member: Member) -> float:
+        return score(pg, self.nodes[member.node])
 
     # --- evidence -----------------------------------------------------------------------------------------------------
 
@@ -409,6 +473,83 @@ class Membership:
             if now - since >= REJOIN_AFTER_S:
                 del self._dropped[key]
 
+    # --- administration -----------------------------------------------------------------------------------------------
+
+    def set_node(self, node: NodeId, *, draining: bool | None, weight: int | None) -> Node:
+        """Drain a node or take that back; set its weight, 0 for its own word again. Raises NotFound."""
+        known = self.node(node)
+        if draining is not None:
+            known = replace(known, draining=draining)
+        if weight is not None:
+            known = replace(known, weight=weight or known.weight, fixed_weight=weight > 0)
+        self.nodes[node] = known
+        return known
+
+    def set_full(self, member: Member, full: bool) -> None:
+        node = self.nodes.get(member.node)
+        if node is not None and node.incarnation == member.incarnation:
+            self.nodes[member.node] = replace(node, full=full)
+
+    def pause(self, paused: bool) -> None:
+        """Stop starting moves, repairs excepted; or go on."""
+        self.facts.paused = paused
+
+    def obstacle(self, node: NodeId, *, force: bool) -> str | None:
+        """Why a node may not be forgotten now; None if it may. `force`: its disk is lost, other copies will do."""
+        known = self.node(node)
+        if force and known.state is NodeState.UP:
+            return f"node {node} is up; stop it first, or drain it"
+        for row in self.facts.rows.values():
+            named = [member.node for member in row.members()]
+            base = [member.node for member in row.base]
+            if force and node in (m.node for m in row.in_sync):
+                return f"placement group {row.pg} has its last copy on node {node}"
+            if force and base and set(base) == {node}:
+                return f"placement group {row.pg} can be led again by node {node} only"
+            if not force and (node in named or node in base):
+                count = sum(node in {m.node for m in (*r.members(), *r.base)} for r in self.facts.rows.values())
+                return f"{count} placement groups still name node {node}; drain it (fsd node drain {node} --wait)"
+        return None
+
+    def remove_node(self, node: NodeId, *, force: bool) -> None:
+        """Forget a node for ever; its number is not used again. Raises Busy with the reason, NotFound."""
+        reason = self.obstacle(node, force=force)
+        if reason is not None:
+            raise Busy(reason)
+        for pg, row in self.facts.rows.items():
+            if any(member.node == node for member in (*row.base, *row.syncing)):
+                kept = replace(row, base=tuple(m for m in row.base if m.node != node))
+                syncing = tuple(member for member in row.syncing if member.node != node)
+                self.facts.rows[pg] = self._next(kept, row.in_sync, syncing) if syncing != row.syncing else kept
+        for pg, former in self.facts.former.items():
+            self.facts.former[pg] = tuple(other for other in former if other != node)
+        for pg in [pg for pg, leaving in self.facts.leaving.items() if leaving == node]:
+            del self.facts.leaving[pg]
+        del self.nodes[node]
+        del self._lives[node]
+
+    def plan(self, now: float) -> list[Move]:
+        """Every move that is wanted now."""
+        return plan_all(self.facts, self.counted(now), limit=len(self.facts.rows) * 4)
+
+    def moves_left(self) -> int:
+        return len(self.facts.leaving) + self.mover.planned()
+
+    def missing_copies(self) -> int:
+        """Groups with fewer copies in sync than their pool wants and the nodes could hold."""
+        able = len(self.nodes)
+        wanted = {pool: min(self.facts.pools[pool].replicas, able) for pool in self.facts.pools}
+        return sum(
+            sum(is_alive(self.nodes, member) for member in row.in_sync) < wanted[pool_of(pg)]
+            for pg, row in self.facts.rows.items()
+        )
+
+    def node(self, node: NodeId) -> Node:
+        known = self.nodes.get(node)
+        if known is None:
+            raise NotFound(f"there is no node {node}")
+        return known
+
     # --- small things -------------------------------------------------------------------------------------------------
 
     def last_heard(self, node: NodeId) -> float | None:
@@ -437,6 +578,19 @@ class Membership:
     def _check_incarnation(known: Node, incarnation: int) -> None:
         if incarnation < known.incarnation:
             raise Busy(f"node {known.node} lives in incarnation {known.incarnation}, {incarnation} is dead")
+
+
+def first_rows(groups: Sequence[PgId], up: Sequence[Node], replicas: int) -> dict[PgId, Row]:
+    """The groups' first rows: the hash's choice, evened out while it costs nothing."""
+    rows = {pg: first_row(pg, up, replicas) for pg in groups}
+    nodes = {node.node: node for node in up}
+    members = {pg: [member.node for member in row.in_sync] for pg, row in rows.items()}
+    balance = Balance(dict(sorted(nodes.items())), set(nodes), replicas, members)
+    balance.plan(limit=len(groups) * replicas)
+    for pg in groups:
+        chosen = tuple(Member(n, Incarnation(nodes[n].incarnation)) for n in balance.members[pg])
+        rows[pg] = replace(rows[pg], primary=chosen[0], in_sync=chosen, base=chosen)
+    return rows
 
 
 def first_row(pg: PgId, up: Sequence[Node], replicas: int) -> Row:

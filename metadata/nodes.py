@@ -21,7 +21,7 @@ from fsd.rpc.connection import Peer
 from fsd.runtime import Clock
 from fsd.wire.handshake import Done
 from metadata.authority import Audience, Authority
-from metadata.membership import Membership
+from metadata.membership import Membership, is_full
 from metadata.records import FileSystemRecord
 
 
@@ -69,10 +69,19 @@ class NodeService:
             raise SessionUnknown(f"node {member.node}.{member.incarnation} is not registered")
         self._watch(peer, member)
         self._authority.loads[member.node] = request.load
+        full = self._fullness(request)
+        if full is not None:
+            await self._authority.submit(lambda membership, now: membership.set_full(member, full))
         if self._authority.membership.needs_revival(member):
             await self._authority.submit(lambda membership, now: membership.revive(member))
         await trio.lowlevel.checkpoint()
         return Beat(self._authority.map.epoch, self._authority.lease_s(member))
+
+    def _fullness(self, request: Heartbeat) -> bool | None:
+        """Whether the node is full, if that is news."""
+        known = self._authority.membership.nodes[request.node]
+        full = is_full(known.full, request.load.total_bytes, request.load.free_bytes)
+        return None if full == known.full else full
 
     async def goodbye(self, peer: Peer, request: Goodbye) -> Done:
         member = Member(request.node, Incarnation(request.incarnation))

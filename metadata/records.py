@@ -45,15 +45,18 @@ class MapHead:
     evicted: tuple[SessionId, ...]
     oldest_session: SessionId
     next_node: NodeId
+    paused: bool = False  # moves of groups, by an administrator
 
 
 @wire(163)
 @dataclass(frozen=True, slots=True)
 class RowRecord:
-    """`former`: nodes that were members, are missing, and have a right to come back."""
+    """`former`: nodes that were members, are missing, and have a right to come back. `leaving`: the member that goes when
+    the one that is syncing has taken its place; 0: nobody."""
 
     row: Row
     former: tuple[NodeId, ...]
+    leaving: NodeId = NodeId(0)
 
 
 @wire(164)

@@ -23,6 +23,7 @@ from fsd.rpc.server import serve
 from fsd.runtime import Runtime
 from fsd.runtime.storage import DataDirectory
 from fsd.wire.handshake import Hello, Welcome
+from metadata.administration import AdministrationService
 from metadata.authority import Audience, Authority
 from metadata.batches import BatchService
 from metadata.clients import ClientService
@@ -49,8 +50,8 @@ MAX_PG_COUNT = 2048  # times MAX_POOLS rows of some 60 bytes fit into one messag
 @dataclass(frozen=True, slots=True)
 class MetadataOptions:
     """`chunk_size`, `pg_count`, `inline_limit` and the first volume count only when the file system is made. Times: a
-    node's lease, the grace before its silence is death (R2), a client's session, and how long a missing member's place is
-    kept."""
+    node's lease, the grace before its silence is death (R2), a client's session, how long a missing member's place is
+    kept, and how long nodes must not have come or gone before groups are moved to even them out."""
 
     listen: str
     lease_s: float = 6.0
@@ -63,6 +64,7 @@ class MetadataOptions:
     inline_limit: int = DEFAULT_INLINE_LIMIT
     first_volume: str = "default"
     rebuild_after_s: float = 600.0
+    rebalance_after_s: float = 60.0
 
 
 def check_options(options: MetadataOptions) -> None:
@@ -128,6 +130,7 @@ class MetadataServer:
                 lease_s=options.lease_s,
                 grace_s=options.grace_s,
                 rebuild_after_s=options.rebuild_after_s,
+                quiet_s=options.rebalance_after_s,
             )
             sessions = Sessions(runtime, nursery, store, authority, options.session_ttl_s)
             recaller = Recaller(sessions, runtime.clock)
@@ -149,6 +152,7 @@ class MetadataServer:
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
                 status=StatusService(runtime.clock, store, authority, sessions, collector, space),
+                administration=AdministrationService(runtime.clock, store, authority, sessions, collector.wake),
                 failed=self._fail,
             )
             nursery.start_soon(authority.run)

@@ -8,6 +8,7 @@ from fsd.core.errors import CorruptData, DiskFailed, FsError, ProtocolError
 from fsd.protocol import cluster, metadata
 from fsd.rpc.connection import Peer
 from fsd.wire.frame import Buffer
+from metadata.administration import AdministrationService
 from metadata.authority import Audience
 from metadata.batches import BatchService
 from metadata.clients import ClientService
@@ -42,6 +43,7 @@ class MetadataService:
         nodes: NodeService,
         volumes: VolumeService,
         status: StatusService,
+        administration: AdministrationService,
         failed: Callable[[FsError], None],
     ) -> None:
         self._store = store
@@ -86,6 +88,12 @@ class MetadataService:
             cluster.GetStatus: status.status,
             cluster.RunFsck: status.fsck,
             cluster.ListData: status.list_data,
+            cluster.SetNode: administration.set_node,
+            cluster.RemoveNode: administration.remove_node,
+            cluster.PauseMoves: administration.pause,
+            cluster.GetPlan: administration.plan,
+            cluster.GetDrain: administration.drain,
+            cluster.CollectOrphans: administration.collect_orphans,
         }
 
     async def handle(self, peer: Peer, message: Any, payload: Buffer) -> Any:

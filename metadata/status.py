@@ -102,6 +102,10 @@ class StatusService:
             tuple(self._store.volumes()),
             self._clock.monotonic() - self._started,
             self._collector.count(),
+            self._authority.repairing(),
+            self._authority.membership.moves_left(),
+            self._authority.progress.left_s(self._clock.monotonic()),
+            self._authority.membership.facts.paused,
         )
 
     def _node(self, node: Node) -> NodeStatus:

@@ -26,7 +26,9 @@ PURE = (
     "fsd/client/readahead.py",
     "metadata/sessions.py",
     "metadata/leases.py",
+    "metadata/balance.py",
     "metadata/membership.py",
+    "metadata/moving.py",
     "chunkserver/replica.py",
     "chunkserver/resync.py",
 )

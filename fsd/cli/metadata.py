@@ -37,6 +37,13 @@ OPTIONS: tuple[Option, ...] = (
         default=600.0,
         metavar="S",
     ),
+    Option(
+        "rebalance_after_s",
+        config.seconds,
+        "quiet time, with no node coming or going, before groups are evened out",
+        default=60.0,
+        metavar="S",
+    ),
     *SERVE_OPTIONS,
 )
 
@@ -65,5 +72,6 @@ def run(settings: dict[str, Any]) -> int:
         inline_limit=DEFAULT_INLINE_LIMIT if settings["inline_limit"] is None else settings["inline_limit"],
         first_volume=settings["volume"],
         rebuild_after_s=settings["rebuild_after_s"],
+        rebalance_after_s=settings["rebalance_after_s"],
     )
     return serve(settings, lambda runtime, directory: (MetadataServer(runtime, directory, options), no_goodbye))

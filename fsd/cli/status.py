@@ -6,7 +6,7 @@ from typing import Any
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
-from fsd.cluster.map import NodeState
+from fsd.cluster.map import Node, NodeState
 from fsd.core.config import Option
 from fsd.core.units import format_size
 from fsd.namespace.records import Volume
@@ -55,6 +55,9 @@ def node_row(status: NodeStatus) -> dict[str, object]:
         "zone": node.zone,
         "state": node.state.name.lower(),
         "weight": node.weight,
+        "draining": node.draining,
+        "full": node.full,
+        "fixed_weight": node.fixed_weight,
         "total_bytes": load.total_bytes,
         "free_bytes": load.free_bytes,
         "chunks": load.chunks,
@@ -140,10 +143,24 @@ def node_table(nodes: tuple[NodeStatus, ...]) -> list[str]:
         heard = "never" if status.last_heartbeat_s < 0 else f"{status.last_heartbeat_s:.1f} s ago"
         used = format_size(max(0, load.total_bytes - load.free_bytes))
         lines.append(
-            f"{node.node:<5} {node.state.name.lower():<6} {node.zone:<10} {node.address:<22} "
+            f"{node.node:<5} {node_state(node):<6} {node.zone:<10} {node.address:<22} "
             f"{used:>10} {format_size(load.free_bytes):>10} {load.chunks:>8}  {heard}"
         )
     return lines
+
+
+def node_state(node: Node) -> str:
+    """One word for people; `state` in the JSON output tells of life alone."""
+    if node.state is not NodeState.UP:
+        return node.state.name.lower()
+    return "drain" if node.draining else "full" if node.full else "up"
+
+
+def period(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def volume_table(volumes: tuple[Volume, ...]) -> list[str]:

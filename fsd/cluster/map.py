@@ -26,7 +26,10 @@ class NodeState(Enum):
 @wire(140)
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A chunkserver. `weight` is its capacity in bytes. `zone` is a failure domain; `host` another inside of it."""
+    """A chunkserver. `weight` is its capacity in bytes. `zone` is a failure domain; `host` another inside of it.
+
+    `draining`: it is to be emptied. `full`: its disk is nearly full, it gets nothing new. `fixed_weight`: an administrator
+    set the weight, what the node says of itself does not count."""
 
     node: NodeId
     incarnation: int
@@ -34,6 +37,9 @@ class Node:
     zone: str
     weight: int
     state: NodeState
+    draining: bool = False
+    full: bool = False
+    fixed_weight: bool = False
 
 
 @wire(141)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fsd.cluster.map import ClusterMap, Node, Row
-from fsd.core.ids import DataId, Ino, LayerId, MapEpoch, Member, NodeId, PgEpoch, PgId, SessionId
+from fsd.core.ids import DataId, Ino, LayerId, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from fsd.namespace.records import Volume
 from fsd.wire.codec import wire
 
@@ -20,6 +20,16 @@ class NodeLoad:
     memory_percent: float = 0.0
     read_bytes: int = 0
     written_bytes: int = 0
+    stored_bytes: int = 0  # in blocks that chunks refer to
+    resynced_bytes: int = 0  # sent to syncing members in this life
+    rotten: int = 0  # copies that failed a checksum in this life, here or as this primary's scrub found them
+    repaired: int = 0  # of these, rewritten from a good copy
+    lost: int = 0  # chunks of this primary's groups that had no good copy when they were last looked at
+    light_scrub_s: float = (
+        -1.0
+    )  # how long ago the last whole light scrub of this primary's groups ended; negative: never
+    deep_scrub_s: float = -1.0
+    version: str = ""
 
 
 @wire(401)
@@ -231,6 +241,10 @@ class StatusReply:
     volumes: tuple[Volume, ...]
     uptime_s: float
     collecting: int  # dead data ids that are still to be removed
+    repairing: int = 0  # groups with fewer copies than there could be
+    moving: int = 0  # moves of groups that are under way or planned
+    left_s: float = -1.0  # until all that is done, at the present speed; negative: unknown
+    paused: bool = False  # moves, by an administrator
 
 
 @wire(430)
@@ -275,3 +289,121 @@ class LiveData:
 class DataPage:
     data: tuple[LiveData, ...]
     end: bool
+
+
+# --- growing and shrinking --------------------------------------------------------------------------------------------
+
+
+@wire(435)
+@dataclass(frozen=True, slots=True)
+class SetNode:
+    """Drain a node, or take that back; set its weight (0: its own word again). Answer: NodeChanged. Errors: NotFound."""
+
+    node: NodeId
+    draining: bool | None = None
+    weight: int | None = None
+
+
+@wire(436)
+@dataclass(frozen=True, slots=True)
+class NodeChanged:
+    node: Node
+
+
+@wire(437)
+@dataclass(frozen=True, slots=True)
+class RemoveNode:
+    """Forget a node for ever. Answer: Done. Errors: NotFound, Busy with the reason why it cannot be now.
+
+    `force`: its disk is lost; allowed while it is down and no group has its last copy there."""
+
+    node: NodeId
+    force: bool = False
+
+
+@wire(438)
+@dataclass(frozen=True, slots=True)
+class PauseMoves:
+    """Start no moves of groups, or go on. Repairs go on all along. Answer: Done."""
+
+    paused: bool
+
+
+@wire(439)
+@dataclass(frozen=True, slots=True)
+class GetPlan:
+    """What is to be moved, and what for. Answer: PlanReply."""
+
+
+@wire(440)
+@dataclass(frozen=True, slots=True)
+class NodeBalance:
+    """Copies of groups that a node holds now, will hold, and by its weight should hold."""
+
+    node: NodeId
+    groups: int
+    planned: int
+    share: float
+
+
+@wire(441)
+@dataclass(frozen=True, slots=True)
+class PlanReply:
+    """`moves`: copies of groups that are to go elsewhere; `copies`: of how many; `bytes`: about what they hold.
+    `waiting_s`: until moves that are no evacuation begin."""
+
+    moves: int
+    copies: int
+    bytes: int
+    nodes: tuple[NodeBalance, ...]
+    moving: int
+    paused: bool
+    waiting_s: float
+
+
+@wire(442)
+@dataclass(frozen=True, slots=True)
+class GetDrain:
+    """How far a node is from being dispensable. Answer: DrainReply. Errors: NotFound."""
+
+    node: NodeId
+
+
+@wire(443)
+@dataclass(frozen=True, slots=True)
+class DrainReply:
+    """`groups`: that name the node as member or base. `blocked`: of these, groups that no other node may take now.
+    `safe`: nothing depends on the node any more. `left_s`: negative if unknown."""
+
+    node: Node
+    groups: int
+    blocked: int
+    safe: bool
+    left_s: float
+
+
+@wire(444)
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A data id with chunks and without a file. Its chunks lie below byte `end` in groups of `pool`."""
+
+    data: DataId
+    pool: PoolId
+    end: int
+
+
+@wire(445)
+@dataclass(frozen=True, slots=True)
+class CollectOrphans:
+    """Remove chunks that no file refers to, as a check has found. Left alone is what a live session may still commit.
+    Answer: OrphansCollected."""
+
+    orphans: tuple[Orphan, ...]
+
+
+@wire(446)
+@dataclass(frozen=True, slots=True)
+class OrphansCollected:
+    """`taken`: these will be removed."""
+
+    taken: tuple[DataId, ...]

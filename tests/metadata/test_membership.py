@@ -1,5 +1,6 @@
 """The authority's rules: examples one by one, and random histories in which nothing acknowledged may ever be lost."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,6 +15,7 @@ from metadata.membership import (
     PLACE_AFTER_S,
     REJOIN_AFTER_S,
     Membership,
+    is_full,
     leaders_from_base,
     may_place,
     may_shrink,
@@ -37,6 +39,7 @@ class Scene:
         self.now = 100.0
         self.machine = machine(self.now)
         self.incarnations: dict[int, int] = {}
+        self.removed: set[int] = set()
         for n in range(1, nodes + 1):
             self.start(n)
         self.beat(*range(1, nodes + 1))
@@ -340,6 +343,138 @@ def test_nobody_shrinks_onto_nobody_or_onto_a_corpse():
     assert not may_shrink((one, two), heard, 4.0)
 
 
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+
+def finish_moves(scene: Scene, *alive: int, rounds: int = 30) -> None:
+    """The primaries do what they are asked for at once."""
+    for _ in range(rounds):
+        scene.wait(1.0, *alive)
+        row = scene.activate()
+        if row.syncing and row.primary is not None:
+            scene.machine.promote(PG, row.epoch, row.primary, row.syncing[0])
+            scene.settle()
+
+
+def test_a_drained_node_gives_its_place_to_another_and_is_then_dispensable():
+    scene = Scene(3)
+    scene.activate()
+    assert scene.row.primary is not None
+    drained = scene.row.primary.node
+    third = next(n for n in (1, 2, 3) if n not in scene.nodes(scene.row.members()))
+    scene.machine.set_node(drained, draining=True, weight=None)
+    row = scene.settle()
+    assert (scene.nodes(row.in_sync), scene.nodes(row.syncing)) == (sorted({1, 2, 3} - {third}), [third])
+    assert scene.machine.obstacle(drained, force=False) is not None
+    scene.activate()
+    assert scene.row.primary is not None
+    scene.machine.promote(PG, scene.row.epoch, scene.row.primary, scene.member(third))
+    row = scene.settle()
+    assert drained not in scene.nodes(row.members())
+    assert len(row.in_sync) == 2
+    assert scene.machine.obstacle(drained, force=False) is not None  # base: it may be needed until the row is active
+    scene.activate()
+    assert scene.machine.obstacle(drained, force=False) is None
+    scene.machine.remove_node(drained, force=False)
+    with pytest.raises(ForeignFileSystem):
+        scene.machine.register(drained, 9, "host9:1", "z", 1, False, scene.now)
+
+
+def test_without_another_node_a_drain_waits_and_nothing_is_lost():
+    scene = Scene(2)
+    scene.activate()
+    scene.machine.set_node(NodeId(1), draining=True, weight=None)
+    finish_moves(scene, 1, 2)
+    assert scene.nodes(scene.row.in_sync) == [1, 2]
+
+
+def test_a_move_whose_target_dies_came_to_nothing_and_is_tried_again():
+    scene = Scene(3)
+    scene.activate()
+    drained = scene.other()
+    third = next(n for n in (1, 2, 3) if n not in scene.nodes(scene.row.members()))
+    scene.machine.set_node(NodeId(drained), draining=True, weight=None)
+    scene.settle()
+    scene.kill(third)
+    assert scene.settle().syncing == ()
+    assert scene.machine.facts.leaving == {}
+    scene.start(third)
+    finish_moves(scene, 1, 2, 3)
+    assert drained not in scene.nodes(scene.row.members())
+    assert third in scene.nodes(scene.row.in_sync)
+
+
+def test_a_paused_cluster_moves_nothing():
+    scene = Scene(3)
+    scene.activate()
+    scene.machine.pause(True)
+    scene.machine.set_node(NodeId(scene.other()), draining=True, weight=None)
+    assert scene.settle().syncing == ()
+    scene.machine.pause(False)
+    assert scene.settle().syncing != ()
+
+
+def test_a_full_node_is_no_substitute_until_it_has_room():
+    scene = Scene(3)
+    scene.activate()
+    lost = scene.other()
+    third = next(n for n in (1, 2, 3) if n not in scene.nodes(scene.row.members()))
+    left = next(n for n in (1, 2, 3) if n not in (lost, third))
+    scene.machine.set_full(scene.member(third), True)
+    scene.kill(lost)
+    scene.wait(REBUILD_S + 5, left, third)
+    scene.activate()
+    assert scene.settle().syncing == ()
+    scene.machine.set_full(scene.member(third), False)
+    scene.wait(2, left, third)
+    assert scene.nodes(scene.row.syncing) == [third]
+
+
+def test_the_only_copy_is_not_removed_even_by_force():
+    scene = Scene(1, replicas=1)
+    scene.activate()
+    with pytest.raises(Busy):
+        scene.machine.remove_node(NodeId(1), force=True)
+    scene.kill(1)
+    with pytest.raises(Busy):
+        scene.machine.remove_node(NodeId(1), force=True)
+
+
+def test_a_dead_disk_is_removed_by_force_when_others_have_its_groups():
+    scene = Scene(3)
+    scene.activate()
+    lost = scene.other()
+    scene.kill(lost)
+    with pytest.raises(Busy):
+        scene.machine.remove_node(NodeId(lost), force=True)
+    alive = [n for n in (1, 2, 3) if n != lost]
+    scene.wait(2, *alive)
+    with pytest.raises(Busy):
+        scene.machine.remove_node(NodeId(lost), force=False)
+    scene.activate()
+    scene.machine.remove_node(NodeId(lost), force=True)
+    scene.settle()
+    assert scene.nodes(scene.row.syncing) != []  # nobody waits for it any more
+
+
+def test_the_weight_that_was_set_outlives_a_restart_of_the_node():
+    scene = Scene(2)
+    scene.machine.set_node(NodeId(1), draining=None, weight=77)
+    scene.start(1)
+    assert scene.machine.nodes[NodeId(1)].weight == 77
+    scene.machine.set_node(NodeId(1), draining=None, weight=0)
+    scene.start(1)
+    assert scene.machine.nodes[NodeId(1)].weight == 1000
+
+
+def test_fullness_does_not_go_to_and_fro():
+    assert not is_full(False, 100, 11)
+    assert is_full(False, 100, 10)
+    assert is_full(True, 100, 19)
+    assert not is_full(True, 100, 21)
+    assert not is_full(True, 0, 0)
+
+
 def test_fences_are_forgotten_when_all_older_sessions_are_gone():
     fresh = machine()
     for number in (3, 5, 9):
@@ -416,7 +551,25 @@ class World:
 
 
 ACTION = st.tuples(
-    st.sampled_from(["beat", "beat", "write", "write", "kill", "vanish", "start", "damage", "promote", "drop", "bye"]),
+    st.sampled_from(
+        (
+            *(
+                "beat",
+                "beat",
+                "write",
+                "write",
+                "kill",
+                "vanish",
+                "start",
+                "damage",
+                "promote",
+                "promote",
+                "drop",
+                "bye",
+            ),
+            *("drain", "drain", "undrain", "remove", "lost"),
+        )
+    ),
     st.integers(1, 4),
     st.sampled_from([0.3, 1.0, 9.0, 70.0]),
 )
@@ -444,10 +597,10 @@ def test_in_any_history_nobody_leads_who_lacks_an_acknowledged_write(replicas, n
             scene.kill(n)
         elif what == "vanish":
             world.running.discard(n)
-        elif what == "start" and (known or n == max(scene.incarnations) + 1):
+        elif what == "start" and n not in scene.removed and (known or n == max(scene.incarnations) + 1):
             world.running.add(n)
             scene.start(n)
-        elif what == "damage" and known:
+        elif what == "damage" and known and n not in scene.removed:
             world.held[n] = 0
             world.running.add(n)
             scene.start(n, damaged=True)
@@ -455,6 +608,13 @@ def test_in_any_history_nobody_leads_who_lacks_an_acknowledged_write(replicas, n
             world.promote()
         elif what == "drop":
             world.drop()
+        elif what in ("drain", "undrain") and NodeId(n) in scene.machine.nodes:
+            scene.machine.set_node(NodeId(n), draining=what == "drain", weight=None)
+        elif what in ("remove", "lost") and NodeId(n) in scene.machine.nodes:
+            with suppress(Busy):
+                scene.machine.remove_node(NodeId(n), force=what == "lost")
+                world.running.discard(n)
+                scene.removed.add(n)
         elif what == "bye" and n in world.running:
             world.running.discard(n)
             scene.machine.goodbye(scene.member(n), scene.now)

@@ -122,11 +122,11 @@ EXAMPLES = [
     (ResultRecord(1, "t", (inode(2),)), "9501a174919f02cd81a4000001000102030000c40000 00000090"),
     (
         MapHead(MapEpoch(1), (NODE,), (Pool(PoolId(1), 2, 1),), (SessionId(5),), SessionId(4), NodeId(2)),
-        "960191960102a3683a31a17a03019193010201 91050402",
+        "970191990102a3683a31a17a0301c2c2c2919301020191050402c2",
     ),
     (
         RowRecord(Row(PgId(1), PgEpoch(2), MEMBER, (MEMBER,), (), (MEMBER,), True), (NodeId(3),)),
-        "929701029201029192010290919201 02c39103",
+        "93970102920102919201029091920102c3910300",
     ),
     (Counters(1, SessionId(2), LayerId(3)), "93010203"),
     (FileSystemRecord("fs", 1, 2, 3), "94a26673010203"),
@@ -138,6 +138,13 @@ EXAMPLES = [
 def test_the_bytes_of_every_record_stay_as_they_are(record, expected):
     assert encode(record).hex() == expected.replace(" ", "")
     assert decode(type(record), encode(record)) == record
+
+
+def test_records_of_the_first_version_are_understood():
+    old = decode(MapHead, bytes.fromhex("960191960102a3683a31a17a0301919301020191050402"))
+    assert (old.nodes[0].draining, old.paused) == (False, False)
+    row = decode(RowRecord, bytes.fromhex("92970102920102919201029091920102c39103"))
+    assert row.leaving == 0
 
 
 async def test_durable_waits_for_nothing_when_all_is_on_disk():

@@ -17,10 +17,10 @@ from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.client.filesystem import open_filesystem
 from fsd.client.options import ClientOptions
 from fsd.cluster.map import ClusterMap
-from fsd.core.errors import FsError
+from fsd.core.errors import FsError, Unreachable
 from fsd.core.ids import ChunkId, DataId, NodeId, PgId
 from fsd.protocol.chunk import ChunkList, ChunkSummary, InspectGroup, ReadCopy, WholeChunk
-from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, RunFsck, StatusReply
+from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, PauseMoves, RunFsck, StatusReply
 from fsd.rpc.client import ChannelPool
 from fsd.wire.handshake import Hello
 from metadata.server import MetadataOptions, MetadataServer
@@ -110,6 +110,7 @@ class Cluster:
     def __init__(self, kernel: Kernel, plan: Plan, nursery: trio.Nursery) -> None:
         self.kernel = kernel
         self.plan = plan
+        self.nursery = nursery
         self.fabric = Fabric(kernel)
         self.history = History(kernel)
         self.random = Random(f"cluster {kernel.random.random()}")
@@ -151,6 +152,7 @@ class Cluster:
             min_replicas=plan.min_replicas,
             inline_limit=INLINE_LIMIT,
             rebuild_after_s=20.0,
+            rebalance_after_s=5.0,
         )
         process.app = MetadataServer(process.runtime, process.open_directory(), options)
         await process.app.run()
@@ -260,6 +262,18 @@ class Cluster:
                 return await self._pool.to(address).call(message)
             await trio.sleep(0.5)
 
+    async def ask_once(self, message: Any) -> Any:
+        """Of the metadata server. Raises FsError, also if it takes too long."""
+        await self._admin_ready.wait()
+        assert self._pool is not None
+        with trio.move_on_after(5):
+            return (await self._pool.to(METADATA).call(message)).message
+        raise Unreachable("no answer")
+
+    def retire(self, host: Host) -> None:
+        """A node that was removed: it never comes back."""
+        self.nodes.remove(host)
+
     # --- the run ---
 
     async def run(self) -> None:
@@ -317,7 +331,9 @@ class Cluster:
         """All rows as full as they can be, all dead data removed, the tree sound."""
         while True:
             self._status = status = (await self.ask(METADATA, GetStatus())).message
-            if status.in_sync == status.total and not status.collecting:
+            if status.paused:
+                await self.ask(METADATA, PauseMoves(False))
+            elif status.in_sync == status.total and not status.collecting and not status.moving:
                 break
             await trio.sleep(1)
         fsck: FsckReply = (await self.ask(METADATA, RunFsck())).message
