@@ -1,7 +1,8 @@
 """Planted bugs: each takes one rule away from the code that users run, and the simulator must notice.
 
 `python -m tests.simulation --mutation NAME` shows how many seeds it takes. A bug that random faults find too rarely has a
-scenario that is aimed at it.
+scenario that is aimed at it. Measured in the first version: each is found within five seeds, but for "no epoch check" (up to
+25) and "trust the lease for ever" (up to 60).
 """
 
 import dataclasses
@@ -317,7 +318,7 @@ MUTATIONS = [
     Mutation("answer before it is durable", answer_before_it_is_durable, 40, {"faults": power}),
     Mutation("act on after a recall", act_on_after_a_recall, 10),
     Mutation("release without write-back", release_without_write_back, 10),
-    Mutation("trust the lease for ever", trust_the_lease_for_ever, 60, {**evict, "watchers": True}),
+    Mutation("trust the lease for ever", trust_the_lease_for_ever, 120, {**evict, "watchers": True}),
     Mutation("lose the end of a flush", lose_the_end_of_a_flush, 10),
     Mutation("commit the size before the bytes", commit_the_size_before_the_bytes, 40, {"faults": crashes}),
     Mutation("show what was cut", show_what_was_cut, 40),
