@@ -31,6 +31,7 @@ from fsd.namespace.records import Dentry, Inode
 from fsd.namespace.touched import grows, is_of_the_holder, new_ids, touched
 from fsd.namespace.view import Applied, Change, Collect, DropInode, PutInode, PutOrphan, View
 from fsd.protocol.metadata import (
+    ANY_INODE,
     DirectoryEntry,
     DirectoryPage,
     Entry,
@@ -253,7 +254,9 @@ class TreeService:
     def _carry_out(self, live: LiveSession, request: Execute, operation: Operation, cleared: Cleared) -> Executed:
         """Apply, remember and grant, in one synchronous step and one batch (I10, I11)."""
         inos = cleared.inos
-        applied, reaped = self.apply(live, self._view(live), operation, keep_open=request.keep_open)
+        applied, reaped = self.apply(
+            live, self._view(live), operation, keep_open=request.keep_open, removes=request.removes
+        )
         inodes = changed_inodes(applied, reaped)
         self.store(live, applied.changes, reaped, request.number, ResultRecord(0, "", inodes))
         others = LeaseMode.SHARED if cleared.contended else request.others
@@ -286,7 +289,7 @@ class TreeService:
             self._collect()
 
     def apply(
-        self, live: LiveSession, view: View, operation: Operation, *, keep_open: bool
+        self, live: LiveSession, view: View, operation: Operation, *, keep_open: bool, removes: Ino = ANY_INODE
     ) -> tuple[Applied, list[Ino]]:
         """What the operation changes, together with the reaping of inodes that it left without name and user (the others'
         leases were recalled and said what is open; this session says it with `keep_open`)."""
@@ -296,10 +299,11 @@ class TreeService:
         overlay = Overlay(view)
         overlay.stage(applied.changes)
         for ino in orphans:
-            if keep_open:
-                self._leases.set_open(live.state.session, self._key(live, ino), True)
-                continue
-            self._leases.surrender(live.state.session, self._key(live, ino))
+            if removes in (ANY_INODE, ino):  # else what the session said is not about this one: its lease keeps it
+                if keep_open:
+                    self._leases.set_open(live.state.session, self._key(live, ino), True)
+                    continue
+                self._leases.surrender(live.state.session, self._key(live, ino))
             if not self._leases.is_in_use(self._key(live, ino)):
                 overlay.stage(apply(overlay, Reap(operation.layer, operation.time_ns, 0, 0, ino)).changes)
                 reaped.append(ino)

@@ -30,6 +30,7 @@ from fsd.namespace.operations import Operation
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.cluster import GetMap, MapReply
 from fsd.protocol.metadata import (
+    ANY_INODE,
     Entry,
     Executed,
     GetInode,
@@ -92,6 +93,8 @@ class Core:
         self.channels = ChannelPool(runtime, nursery, self._hello)
         self._lost: list[Ino] = []
         self._forgotten: dict[Ino, None] = {}
+        self._removals: Counter[Ino] = Counter()
+        self._removal_ended = trio.Event()
 
     @property
     def volume(self) -> Volume:
@@ -174,21 +177,27 @@ class Core:
         operation: Operation,
         *,
         lease: LeaseMode = LeaseMode.NONE,
-        keep_open: bool = False,
+        removes: Ino | None = None,
         urgent: bool = False,
         session: SessionId | None = None,
         then: Callable[[Executed, Ticket], None] | None = None,
     ) -> Executed:
-        """Carry out one operation; `then` looks at the answer while the ticket is still open. Errors: Session.execute.
+        """Carry out one operation; `removes`: whose name goes, perhaps its last; `then` looks at the answer while the ticket is
+        still open. Errors: Session.execute.
 
         A caller who gives up does not end it: what was sent may be carried out, and then the caches must learn of it.
         (`urgent` ones run in flushes, which are detached as a whole.)"""
 
         async def work() -> Executed:
-            with self.ticket(tokens, change=True) as ticket:
+            with self.ticket(tokens, change=True) as ticket, self.removal(removes) as keep_open:
                 try:
                     executed = await self.session.execute(
-                        operation, lease=lease, keep_open=keep_open, urgent=urgent, session=session
+                        operation,
+                        lease=lease,
+                        keep_open=keep_open,
+                        removes=removes or ANY_INODE,
+                        urgent=urgent,
+                        session=session,
                     )
                 except FsError:
                     self._doubt(ticket)
@@ -199,6 +208,32 @@ class Core:
                 return executed
 
         return await (work() if urgent else self.detached(work))
+
+    @contextmanager
+    def removal(self, ino: Ino | None) -> Generator[bool]:
+        """A name of `ino` is being removed: whether the server must keep the inode for handles here (then it must be told when
+        they are gone). Until the block ends nobody opens it here, since the answer would come too late for the server."""
+        if ino is None:
+            yield False
+            return
+        file = self.files.get(ino)
+        keep_open = file is not None and file.handles > 0
+        if file is not None and keep_open:
+            file.told_open = True
+        self._removals[ino] += 1
+        try:
+            yield keep_open
+        finally:
+            self._removals[ino] -= 1
+            if not self._removals[ino]:
+                del self._removals[ino]
+            self._removal_ended.set()
+            self._removal_ended = trio.Event()
+
+    async def no_removal(self, ino: Ino) -> None:
+        """Wait until no name of `ino` is being removed; what is done synchronously afterwards comes before the next one."""
+        while ino in self._removals:
+            await self._removal_ended.wait()
 
     def _doubt(self, ticket: Ticket) -> None:
         """The operation failed: the names may be other than they were thought to be."""

@@ -218,6 +218,7 @@ class FileSystem:
             raise IsADirectory(f"inode {ino} is a directory")
         if not inode.is_regular:
             raise InvalidArgument(f"inode {ino} is no regular file")
+        await self._core.no_removal(ino)
         file = self._contents.file(ino)
         file.handles += 1  # before the lease is had: a recall that comes now must say that the file is open
         try:

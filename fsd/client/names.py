@@ -13,7 +13,7 @@ from fsd.client.overlap import Ticket, Token
 from fsd.client.session import SessionReplaced
 from fsd.client.tree import ABSENT
 from fsd.core.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, StaleHandle
-from fsd.core.ids import Ino, SessionId
+from fsd.core.ids import ROOT_INO, Ino, SessionId
 from fsd.core.units import NAME_MAX
 from fsd.namespace.operations import (
     Create,
@@ -47,6 +47,7 @@ from fsd.protocol.metadata import (
     XattrValue,
 )
 
+NOBODY = ROOT_INO  # "no inode loses its last name": the root never does
 log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 1024
@@ -129,7 +130,7 @@ class Names:
         *,
         then: Callable[[Executed, Ticket], None],
         lease: LeaseMode = LeaseMode.NONE,
-        keep_open: bool = False,
+        removes: Ino | None = None,
     ) -> Executed:
         """One operation, made with the server's time; made again if the session was replaced before it was sent."""
         while True:
@@ -138,7 +139,7 @@ class Names:
                     tokens,
                     make(self._core.session.now_ns()),
                     lease=lease,
-                    keep_open=keep_open,
+                    removes=removes,
                     then=then,
                     session=self._core.session.id,
                 )
@@ -248,12 +249,13 @@ class Names:
             self._core.tree.changed(parent)
             self._core.remember_entry(parent, name, ABSENT, ticket, executed.grants)
             self._removed(child, executed)
+            self._removed_others(child, executed)
 
         await self._change(
             [parent, (parent, name), child],
             lambda now: Unlink(layer, now, caller.uid, caller.gid, parent, name),
             then=then,
-            keep_open=self._keep_open(child),
+            removes=child,
         )
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
@@ -288,6 +290,7 @@ class Names:
             self._core.tree.changed(new_parent)
             if child == target:
                 return  # two names of one inode: nothing happened
+            self._removed_others(target, executed)
             grants = executed.grants
             self._core.remember_entry(parent, name, target if exchange else ABSENT, ticket, grants)
             self._core.remember_entry(new_parent, new_name, child, ticket, grants)
@@ -299,7 +302,7 @@ class Names:
             tokens if target == ABSENT else [*tokens, target],
             lambda now: Rename(layer, now, caller.uid, caller.gid, parent, name, new_parent, new_name, flags),
             then=then,
-            keep_open=not exchange and self._keep_open(target),
+            removes=NOBODY if exchange or target == ABSENT else target,
         )
 
     async def _child(self, parent: Ino, name: bytes) -> Ino:
@@ -314,14 +317,6 @@ class Names:
         except NotFound:
             return ABSENT
 
-    def _keep_open(self, ino: Ino) -> bool:
-        """Whether the server must keep the inode for handles here; then it must be told when they are gone."""
-        file = self._core.files.get(ino)
-        if file is None or file.handles == 0:
-            return False
-        file.told_open = True
-        return True
-
     def _removed(self, ino: Ino, executed: Executed) -> None:
         """A name of the inode is gone, perhaps its last; if the inode itself is gone, nobody anywhere can read its bytes."""
         inode = next((inode for inode in executed.inodes if inode.ino == ino), None)
@@ -332,7 +327,20 @@ class Names:
             file.discard()
             self._contents.account(file)
         if file is None or file.handles == 0:
+            lease = self._core.leases.find(ino)
+            if lease is not None:  # the server took it: whoever comes to open the inode now has to ask
+                self._core.leases.lower_usable(lease, LeaseMode.NONE)
             self._core.forget(ino)
+
+    def _removed_others(self, child: Ino, executed: Executed) -> None:
+        """The name was another inode's meanwhile: the server kept that one for the sake of our lease."""
+        for inode in executed.inodes:
+            if inode.ino != child and inode.nlink == 0 and not inode.is_directory:
+                file = self._core.files.get(inode.ino)
+                if file is not None and file.handles:
+                    file.told_open = True
+                else:
+                    self._core.forget(inode.ino)
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 

@@ -18,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 import trio
 
 from fsd.core.errors import FsError, Retry, SessionEvicted, SessionUnknown, Unreachable
-from fsd.core.ids import NO_SESSION, MapEpoch, RequestNumber, SessionId
+from fsd.core.ids import NO_SESSION, Ino, MapEpoch, RequestNumber, SessionId
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Volume
 from fsd.protocol.metadata import (
+    ANY_INODE,
     Alive,
     AllocateIds,
     CloseSession,
@@ -191,17 +192,20 @@ class Session:
         *,
         lease: LeaseMode = LeaseMode.NONE,
         keep_open: bool = False,
+        removes: Ino = ANY_INODE,
         urgent: bool = False,
         session: SessionId | None = None,
     ) -> Executed:
         """Carry out an operation exactly once. `urgent`: write-back, which must not wait for others. `session`: the one for
         which the operation was made. Raises every PosixError, SessionEvicted (unknown result), SessionReplaced."""
         if urgent:
-            return await self._execute(operation, lease, keep_open, session or self.id)
+            return await self._execute(operation, lease, keep_open, removes, session or self.id)
         async with self._room:
-            return await self._execute(operation, lease, keep_open, session or self.id)
+            return await self._execute(operation, lease, keep_open, removes, session or self.id)
 
-    async def _execute(self, operation: Operation, lease: LeaseMode, keep_open: bool, session: SessionId) -> Executed:
+    async def _execute(
+        self, operation: Operation, lease: LeaseMode, keep_open: bool, removes: Ino, session: SessionId
+    ) -> Executed:
         if session != self.id:
             raise SessionReplaced
         numbers = self._numbers
@@ -221,7 +225,7 @@ class Session:
                             f"session {session} was evicted while {type(operation).__name__} was under way"
                         )
                     raise SessionReplaced
-                request = Execute(session, number, numbers.floor(), operation, lease, keep_open)
+                request = Execute(session, number, numbers.floor(), operation, lease, keep_open, removes=removes)
                 try:
                     return (await peer.call(request)).message
                 except (SessionEvicted, SessionUnknown):

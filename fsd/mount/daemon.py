@@ -116,6 +116,7 @@ async def _serve(
     mount: mountinfo.Mount | None = None
     try:
         notifier.mounted()
+        operations.names_may_be_cached = notifier.names_may_be_cached
         mount = mountinfo.mounted_at(request.mountpoint)
         if mount is not None:
             _set_read_ahead(mount, request.options.kernel_read_ahead_kib)

@@ -55,6 +55,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, deadline_s: float | None) -> None:
         super().__init__()
         self.deadline_s = deadline_s
+        self.names_may_be_cached = False  # whether the kernel can be made to forget them: Notifier says so
         self.extras: Extras | None = None  # set if there is a companion
         self._attached: FileSystem | None = None
         self._lookups: Counter[int] = Counter()
@@ -106,7 +107,7 @@ class Operations(pyfuse3.Operations):
             try:
                 inode = await self.fs.lookup(parent, name)
             except NotFound:
-                return absent_entry(self.fs.entry_ttl_s(parent))
+                return absent_entry(self._entry_ttl_s(parent))
         return self._entry(inode, parent)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -188,7 +189,8 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._attributes(await self.fs.getattr(Ino(inode)))
+        with self.at_work(inode):  # the kernel may ask while it holds a directory's lock, to check permissions
+            return self._attributes(await self.fs.getattr(Ino(inode)))
 
     @edge
     async def setattr(
@@ -359,7 +361,7 @@ class Operations(pyfuse3.Operations):
         done = 0
         for entry, inode in zip(entries, inodes, strict=True):
             if inode is not None:
-                reply = entry_attributes(inode, self._gathered_ttl_s(inode), self.fs.entry_ttl_s(directory.ino))
+                reply = entry_attributes(inode, self._gathered_ttl_s(inode), self._entry_ttl_s(directory.ino))
                 if not pyfuse3.readdir_reply(token, FileNameT(entry.name), reply, entry.cookie):
                     break
                 self._lookups[entry.ino] += 1
@@ -395,6 +397,9 @@ class Operations(pyfuse3.Operations):
         with self.at_work(inode):
             await self.fs.removexattr(_caller(ctx), Ino(inode), name)
 
+    def _entry_ttl_s(self, parent: Ino) -> float:
+        return self.fs.entry_ttl_s(parent) if self.names_may_be_cached else 0.0
+
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
@@ -403,7 +408,7 @@ class Operations(pyfuse3.Operations):
     def _entry(self, inode: Inode, parent: Ino) -> pyfuse3.EntryAttributes:
         """An answer that the kernel counts as one lookup of the inode."""
         self._lookups[inode.ino] += 1
-        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), self.fs.entry_ttl_s(parent))
+        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), self._entry_ttl_s(parent))
 
     def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
         """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""

@@ -264,6 +264,9 @@ class VolumeSpace:
 # --- changing the tree ------------------------------------------------------------------------------------------------
 
 
+ANY_INODE = Ino(0)
+
+
 @wire(223)
 @dataclass(frozen=True, slots=True)
 class Execute:
@@ -271,8 +274,9 @@ class Execute:
     Answers to numbers below `floor` have arrived and are forgotten.
 
     `lease` is wanted on the operation's subject where it is free, `others` on the other inodes that it changes if nobody had
-    to give anything up for it. `keep_open`: the session has handles on the inode that loses a name here. Answer: Executed.
-    Errors: every PosixError; SessionEvicted.
+    to give anything up for it. `keep_open`: the session has handles on the inode that loses a name here, which it
+    believes to be `removes` (ANY_INODE: whichever it is). If it is another one, the session gives its lease back when it sees
+    the answer. Answer: Executed. Errors: every PosixError; SessionEvicted.
     """
 
     session: SessionId
@@ -282,6 +286,7 @@ class Execute:
     lease: LeaseMode = LeaseMode.NONE
     keep_open: bool = False
     others: LeaseMode = LeaseMode.SHARED
+    removes: Ino = ANY_INODE
 
 
 @wire(224)

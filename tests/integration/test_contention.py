@@ -28,7 +28,7 @@ def churn(directory: str, seed: int, seconds: float, results: "multiprocessing.Q
         except FileNotFoundError:
             pass
         except BaseException as error:
-            failure = repr(error)
+            failure = f"{error!r} {error.__traceback__.tb_next.tb_lineno}"
         longest = max(longest, time.monotonic() - start)
         count += 1
     results.put((count, longest, failure))
