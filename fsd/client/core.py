@@ -323,7 +323,10 @@ class Core:
         releases.append(Release(ino, serial, kept, is_open))
 
     async def write_back_before_release(self, ino: Ino, keep: LeaseMode) -> None:
-        """What is dirty goes to the servers before anybody else may have the lease."""
+        """What is dirty goes to the servers before anybody else may have the lease. Bytes that are left of an exclusive lease
+        that is gone (its inode lost its last name) are on their way like anybody's, behind whoever asks now: not waited for."""
+        if self.leases.get(ino).mode is not LeaseMode.EXCLUSIVE:
+            return
         file = self.files.get(ino)
         if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.flush_lock.locked()):
             await self.write_back.write_back_for_recall(file)

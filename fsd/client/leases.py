@@ -104,6 +104,14 @@ class LeaseTable:
         self.lower_usable(lease, item.keep)
         return serial
 
+    def surrendered(self, ino: Ino) -> None:
+        """The server has taken the lease back with the inode's last name: whoever comes to open the inode now has to ask."""
+        lease = self._leases.get(ino)
+        if lease is not None:
+            lease.mode = lease.usable = LeaseMode.NONE
+            lease.since = 0
+            lease.generation += 1
+
     def lower_usable(self, lease: Lease, keep: LeaseMode) -> None:
         """Stop granting locally."""
         if lease.usable.value > keep.value:

@@ -327,9 +327,7 @@ class Names:
             file.discard()
             self._contents.account(file)
         if file is None or file.handles == 0:
-            lease = self._core.leases.find(ino)
-            if lease is not None:  # the server took it: whoever comes to open the inode now has to ask
-                self._core.leases.lower_usable(lease, LeaseMode.NONE)
+            self._core.leases.surrendered(ino)
             self._core.forget(ino)
 
     def _removed_others(self, child: Ino, executed: Executed) -> None:
