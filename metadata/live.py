@@ -1,7 +1,8 @@
 """Sessions as they live: their connections, their eviction, what is reaped when they let go.
 
 Eviction (I13): the session is refused at once; then the map that fences it is made durable and published; only then its
-leases are free. Whoever waits for such a lease hears of that map before it hears of the lease (Audience.tell_first).
+leases are free, when its client has said that it has dropped everything, or its time is over. Whoever waits for such a
+lease hears of that map before it hears of the lease (Audience.tell_first).
 """
 
 import logging
@@ -13,17 +14,18 @@ from fsd.core.errors import FsError, NotServing, SessionEvicted, SessionUnknown,
 from fsd.core.ids import Ino, LayerId, RequestNumber, SessionId
 from fsd.namespace.apply import apply
 from fsd.namespace.operations import Reap
-from fsd.protocol.metadata import MapChanged
+from fsd.protocol.metadata import Evicted, MapChanged, PromiseNothing
 from fsd.rpc.connection import Peer
 from fsd.runtime import Runtime
 from metadata.authority import Authority
 from metadata.leases import InodeKey, LeaseTable
-from metadata.sessions import Session, SessionTable
+from metadata.sessions import DRIFT, Session, SessionTable
 from metadata.store import Store, drop, result_key, session_key
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+PROMISES_S = 2.0  # how long whoever sets a quota waits for clients to hear of it
 GOODBYE_S = 0.2  # how long an evicted session's connection is given to hear of it
 
 
@@ -167,6 +169,21 @@ class Sessions:
                 except FsError as error:
                     log.debug("evicted session %d is not reached: %s", live.state.session, error)
 
+    async def promise_nothing(self, layer: LayerId) -> None:
+        """Tell the volume's sessions that operations can be refused from now on. Who does not hear of it in time keeps what it
+        promised until its next renewal."""
+        with trio.move_on_after(PROMISES_S):
+            async with trio.open_nursery() as nursery:
+                for live in self.all():
+                    if live.state.layer == layer and live.peer is not None:
+                        nursery.start_soon(self._tell_no_promises, live, live.peer)
+
+    async def _tell_no_promises(self, live: LiveSession, peer: Peer) -> None:
+        try:
+            await peer.call(PromiseNothing())
+        except FsError as error:
+            log.debug("session %d will hear of the quota with its next renewal: %s", live.state.session, error)
+
     async def close(self, live: LiveSession) -> None:
         """The client ends its session. It is fenced too: something that it gave up waiting for may still be under way."""
         live.state.evicting = live.closing = True
@@ -175,7 +192,22 @@ class Sessions:
 
     async def _end_fenced(self, live: LiveSession) -> None:
         await self.fence(live)
+        if not live.closing:
+            await self.silence(live)
         await self.end(live)
+
+    async def silence(self, live: LiveSession) -> None:
+        """I14: nobody gets this session's leases while its client may still act under them: until it says that it does not,
+        or its time is over."""
+        end = live.state.heard + self.table.ttl_s * (1 + DRIFT)
+        with trio.move_on_after(max(0.0, end - self._clock.monotonic())):
+            try:
+                if live.peer is not None:
+                    await live.peer.call(Evicted(live.state.session))
+                    return
+            except FsError as error:
+                log.debug("evicted session %d is not reached: %s", live.state.session, error)
+            await trio.sleep_forever()
 
     async def fence(self, live: LiveSession) -> None:
         """I13: nobody gets this session's leases before every chunkserver's next map refuses its writes."""

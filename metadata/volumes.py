@@ -110,6 +110,8 @@ class VolumeService:
             quota_inodes=volume.quota_inodes if request.quota_inodes is None else request.quota_inodes,
         )
         await self._store.durable(self._store.commit(volume.layer, (PutVolume(changed),)))
+        if changed.quota_bytes or changed.quota_inodes:
+            await self._sessions.promise_nothing(volume.layer)
         return VolumeReply(changed)
 
     def _check_unused(self, volume: Volume) -> None:

@@ -34,13 +34,14 @@ from fsd.core.ids import DataId, Ino
 from fsd.core.units import BLOCK_SIZE, MAX_FILE_SIZE, MIB
 from fsd.namespace.operations import SetAttributes, Truncate
 from fsd.namespace.records import NO_DATA, Inode
-from fsd.protocol.metadata import Executed, LeaseMode
+from fsd.protocol.metadata import LeaseMode
 from fsd.rpc.connection import only_error
 
 log = logging.getLogger(__name__)
 
 TAKE_BYTES = 32 * MIB  # of one file in one flush, so that commits keep coming while a large file is written
 MAX_FLUSHES = 16
+MAX_SMALL_FLUSHES = 512  # of files whose bytes ride in the journal: many fit into one message
 RETRY_S = 1.0
 PATIENT_ATTEMPTS = 3  # to get a file's lease and layout, before pausing between them
 RELOAD_S = 0.005
@@ -58,6 +59,7 @@ class Contents(Storing):
         self._pressure = trio.Event()
         self._drained = trio.Event()
         self._flushes = trio.CapacityLimiter(MAX_FLUSHES)
+        self._small_flushes = trio.CapacityLimiter(MAX_SMALL_FLUSHES)
 
     # --- knowing a file -----------------------------------------------------------------------------------------------
 
@@ -230,7 +232,7 @@ class Contents(Storing):
                 now = self._core.runtime.clock.monotonic()
                 for ino, file in list(self._dirty.items()):
                     due = under_pressure or now - file.dirty_since >= age_s
-                    if due and ino not in busy and now >= file.retry_at and len(busy) < MAX_FLUSHES * 4:
+                    if due and ino not in busy and now >= file.retry_at and len(busy) < MAX_SMALL_FLUSHES * 2:
                         busy.add(ino)
                         nursery.start_soon(self._flush_in_background, file, busy)
                 if not self._dirty:
@@ -240,7 +242,7 @@ class Contents(Storing):
 
     async def _flush_in_background(self, file: File, busy: set[Ino]) -> None:
         try:
-            async with self._flushes:
+            async with self._flush_room(file):
                 await self.write_back(file, once=True)
         except FsError as error:
             log.warning("inode %d was not written back, will try again: %s", file.ino, error)
@@ -253,6 +255,11 @@ class Contents(Storing):
             busy.discard(file.ino)
             self._core.forget_file(file)
             self._drain()
+
+    def _flush_room(self, file: File) -> trio.CapacityLimiter:
+        content = file.content
+        small = content is not None and content.is_inline and file.size <= self._core.volume.inline_limit
+        return self._small_flushes if small else self._flushes
 
     async def write_back(self, file: File, *, once: bool = False) -> None:
         """Everything written so far is durable on return (`once`: one flush of it). Raises why not; what was not written
@@ -294,13 +301,12 @@ class Contents(Storing):
         errors: list[FsError] = []
 
         async def write_back(file: File) -> None:
-            async with room:
+            async with self._flush_room(file):
                 try:
                     await self.write_back(file)
                 except FsError as error:
                     errors.append(error)
 
-        room = trio.CapacityLimiter(MAX_FLUSHES)
         async with trio.open_nursery() as nursery:
             for file in list(self._dirty.values()):
                 nursery.start_soon(write_back, file)
@@ -414,8 +420,7 @@ class Contents(Storing):
         operation = Truncate(
             self._core.volume.layer, self._core.session.now_ns(), caller.uid, caller.gid, file.ino, size, new_data
         )
-        executed = await self._commit(file, operation, session)
-        self._truncated(file, content, executed.inodes[0])
+        self._truncated(file, content, await self._commit(file, operation, session))
 
     def _truncated(self, file: File, before: Content, inode: Inode) -> None:
         inline = before.inline[: inode.size].ljust(inode.size, b"\0") if inode.data == NO_DATA else b""
@@ -434,25 +439,25 @@ class Contents(Storing):
         file.set_times(times, self._core.runtime.clock.monotonic())
         self.account(file)
 
-    async def set_attributes(self, file: File, operation: SetAttributes) -> Executed:
+    async def set_attributes(self, file: File, operation: SetAttributes) -> None:
         """With times: behind everything that was written before, so that writing back does not undo them."""
 
-        async def work() -> Executed | None:
+        async def work() -> bool:
             async with file.flush_lock:
                 if not self.holds(file, LeaseMode.EXCLUSIVE):
-                    return None
+                    return False
                 while file.unwritten:
                     await self._flush(file)
                 try:
-                    return await self._commit(file, operation, self._core.session.id)
+                    await self._commit(file, operation, self._core.session.id)
                 except SessionReplaced:
-                    return None
+                    return False
+                return True
 
-        executed: Executed | None = None
-        while executed is None:
+        done = False
+        while not done:
             await self.acquire(file, LeaseMode.EXCLUSIVE)
-            executed = await self._core.detached(work)
-        return executed
+            done = await self._core.detached(work)
 
     async def last_handle_closed(self, file: File) -> None:
         """Tell the server, which keeps the file open for us. Others may have it open too, name or not: written back first."""

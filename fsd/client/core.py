@@ -17,21 +17,22 @@ import trio
 from fsd import __version__
 from fsd.client.cache import BlockCache
 from fsd.client.file import File, content_of
+from fsd.client.journal import Entry
 from fsd.client.leases import LeaseTable
+from fsd.client.local import Local
 from fsd.client.maps import MapCache
 from fsd.client.options import ClientOptions, Invalidate
 from fsd.client.overlap import Overlaps, Ticket, Token
 from fsd.client.session import Session
 from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
-from fsd.core.errors import FsError, StaleHandle, Unreachable, WriteLost
+from fsd.core.errors import FsError, SessionEvicted, StaleHandle, Unreachable, WriteLost
 from fsd.core.ids import Ino, MapEpoch, SessionId
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.cluster import GetMap, MapReply
 from fsd.protocol.metadata import (
     ANY_INODE,
-    Entry,
     Executed,
     GetInode,
     Grant,
@@ -43,6 +44,7 @@ from fsd.protocol.metadata import (
     Release,
     ReleaseLeases,
 )
+from fsd.protocol.metadata import Entry as Found
 from fsd.rpc.client import ChannelPool
 from fsd.runtime import Runtime
 from fsd.wire.handshake import Hello
@@ -95,6 +97,18 @@ class Core:
         self._forgotten: dict[Ino, None] = {}
         self._removals: Counter[Ino] = Counter()
         self._removal_ended = trio.Event()
+        self._change_ended = trio.Event()
+        self.local = Local(
+            self.session,
+            self.leases,
+            self.tree,
+            self.overlaps,
+            self.files,
+            self.blocks,
+            self._refused,
+            self._discarded,
+        )
+        self.journal = self.local.journal
 
     @property
     def volume(self) -> Volume:
@@ -155,8 +169,9 @@ class Core:
 
     async def fetch_inode(self, ino: Ino, mode: LeaseMode, *, load: File | None = None) -> Inode:
         """Ask for attributes and a lease; `load`: the file that is to learn where its bytes are. Raises StaleHandle."""
+        await self.journal.settle([ino])
         with self.ticket([ino], change=False) as ticket:
-            reply: Entry = await self.session.ask(lambda session: GetInode(session, ino, mode))
+            reply: Found = await self.session.ask(lambda session: GetInode(session, ino, mode))
             inode = reply.inode
             if inode is None:
                 raise StaleHandle(f"inode {ino} is gone")
@@ -182,18 +197,19 @@ class Core:
         session: SessionId | None = None,
         then: Callable[[Executed, Ticket], None] | None = None,
     ) -> Executed:
-        """Carry out one operation; `removes`: whose name goes, perhaps its last; `then` looks at the answer while the ticket is
-        still open. Errors: Session.execute.
+        """Have the server carry out one operation, behind all that was done here before; `removes`: whose name goes,
+        perhaps its last; `then` looks at the answer while the ticket is still open. Errors: Session.execute.
 
         A caller who gives up does not end it: what was sent may be carried out, and then the caches must learn of it.
         (`urgent` ones run in flushes, which are detached as a whole.)"""
 
-        async def work() -> Executed:
+        async def send() -> Executed:
             with self.ticket(tokens, change=True) as ticket, self.removal(removes) as keep_open:
                 try:
                     executed = await self.session.execute(
                         operation,
                         lease=lease,
+                        others=LeaseMode.EXCLUSIVE,
                         keep_open=keep_open,
                         removes=removes or ANY_INODE,
                         urgent=urgent,
@@ -207,7 +223,55 @@ class Core:
                     then(executed, ticket)
                 return executed
 
+        async def work() -> Executed:
+            announced = self.overlaps.announce(tokens)
+            try:
+                await self.journal.drain()
+                return await send()
+            finally:
+                self.overlaps.withdraw(announced)
+                event, self._change_ended = self._change_ended, trio.Event()
+                event.set()
+
+        tokens = tuple(tokens)
         return await (work() if urgent else self.detached(work))
+
+    async def commit(self, ino: Ino, operation: Operation, session: SessionId) -> Inode:
+        """Write back: what the operation says is durable on return, in order with what was done here. The inode as it is
+        then. Raises what `apply` raises, SessionReplaced, SessionEvicted."""
+        await self.journal.room()
+        entry = self.local.change(operation, session, written_back=True)
+        if entry is None:
+            executed = await self.change([ino], operation, urgent=True, session=session)
+            return executed.inodes[0]
+        await self.journal.answered(entry)
+        assert entry.subject is not None, "a commit is about an inode"
+        return entry.subject
+
+    async def quiet(self, ino: Ino) -> None:
+        """Wait until no change of the inode is at the server."""
+        while self.overlaps.is_changing(ino):
+            await self._change_ended.wait()
+
+    def _refused(self, entry: Entry) -> None:
+        """The server did not do what was promised."""
+        error = entry.error
+        assert error is not None
+        if isinstance(error, SessionEvicted):
+            return  # said once for all of them
+        self.counts["refused promises"] += 1
+        log.error("%s was answered here and is refused: %s: %s", entry.operation, type(error).__name__, error)
+        for ino in entry.inos:
+            self.tree.drop(ino)
+            file = self.files.get(ino)
+            if file is not None and ino == entry.new:
+                file.fail(WriteLost(f"inode {ino} could not be made: {error}"))
+            self.nursery.start_soon(self.invalidate_kernel, ino)
+
+    def _discarded(self, file: File) -> None:
+        """Nobody can read what was written to the file."""
+        self.write_back.account(file)
+        self.forget_file(file)
 
     @contextmanager
     def removal(self, ino: Ino | None) -> Generator[bool]:
@@ -310,6 +374,7 @@ class Core:
         serial = self.leases.recall(item, self.session.calls)
         await self.leases.wait_idle(ino, RECALL_READERS_S)
         await self.write_back_before_release(ino, keep)
+        await self.ship_before_release(ino)
         if keep is LeaseMode.NONE:
             await self.invalidate_kernel(ino)
         held = self.leases.get(ino).mode
@@ -330,6 +395,10 @@ class Core:
         file = self.files.get(ino)
         if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.flush_lock.locked()):
             await self.write_back.write_back_for_recall(file)
+
+    async def ship_before_release(self, ino: Ino) -> None:
+        """What was done to the inode here is at the server before anybody else may look."""
+        await self.journal.settle([ino])
 
     async def invalidate_kernel(self, ino: Ino) -> None:
         """The caches above forget what they have under this lease."""
@@ -353,14 +422,14 @@ class Core:
         for lease in reversed(list(self.leases.oldest())):
             file = self.files.get(lease.ino)
             is_open = file is not None and file.handles > 0
-            if is_open or (file is not None and file.unwritten):
+            if is_open or (file is not None and file.unwritten) or self.journal.pending(lease.ino):
                 first.append(HeldLease(lease.ino, lease.mode, is_open))
             elif lease.mode is not LeaseMode.NONE:
                 rest.append(HeldLease(lease.ino, lease.mode, False))
         return tuple((first + rest)[:MAX_HELD])
 
     def resumed(self, grants: tuple[Grant, ...]) -> None:
-        self._lost += self.leases.resumed(grants)
+        self._lost += self.leases.resumed(grants, self.journal.unborn)
 
     async def lost_leases(self) -> None:
         lost, self._lost = self._lost, []
@@ -372,6 +441,10 @@ class Core:
     async def evicted(self) -> None:
         """What was not written back is lost, and said so to every handle; all caches are dropped, the kernel's too."""
         inos = [lease.ino for lease in self.leases.oldest()]
+        lost = self.journal.lose(SessionEvicted(f"session {self.session.id} was evicted"))
+        if lost:
+            self.counts["lost operations"] += lost
+            log.error("%d changes of names and attributes are lost: session %d was evicted", lost, self.session.id)
         self.leases.clear()
         for ino in list(self.files):
             self._lose(ino, f"session {self.session.id} was evicted")
@@ -435,7 +508,7 @@ class Core:
         for ino in wanted:
             del self._forgotten[ino]
             file = self.files.get(ino)
-            if file is not None and file.unwritten and file.handles == 0:
+            if (file is not None and file.unwritten and file.handles == 0) or self.journal.pending(ino):
                 self._forgotten[ino] = None
         return wanted
 
@@ -444,7 +517,10 @@ class Core:
         empty = [
             lease.ino
             for lease in self.leases.oldest()
-            if lease.mode is LeaseMode.NONE and lease.refused_at < oldest and lease.ino not in self.files
+            if lease.mode is LeaseMode.NONE
+            and lease.refused_at < oldest
+            and lease.ino not in self.files
+            and not self.journal.pending(lease.ino)
         ]
         for ino in empty:
             self.leases.forget(ino)
@@ -460,7 +536,7 @@ class Core:
         for lease in self.leases.oldest():
             if len(result) >= RELEASE_BATCH * 8 or (over <= 0 and over_inline <= 0):
                 break
-            if lease.mode is not LeaseMode.NONE and lease.ino not in self.files:
+            if lease.mode is not LeaseMode.NONE and lease.ino not in self.files and not self.journal.pending(lease.ino):
                 result.append(lease.ino)
                 over -= 1 + len(self.tree.names(lease.ino))
                 inode = self.tree.inode(lease.ino)
@@ -487,6 +563,9 @@ class Core:
     async def tell_closed(self, file: File) -> None:
         """The last handle is gone of a file that the server keeps open for this session."""
         ino = file.ino
+        await self.journal.settle([ino])
+        if file.handles:
+            return
         lease = self.leases.get(ino)
         self.leases.lower_usable(lease, LeaseMode.NONE)
         serial = lease.serial
@@ -499,7 +578,8 @@ class Core:
 
     def _is_busy(self, ino: Ino) -> bool:
         file = self.files.get(ino)
-        return file is not None and (file.handles > 0 or file.unwritten or file.told_open)
+        busy = file is not None and (file.handles > 0 or file.unwritten or file.told_open)
+        return busy or self.journal.pending(ino)
 
     async def _send_releases(self, releases: list[Release]) -> None:
         for start in range(0, len(releases), RELEASE_BATCH):

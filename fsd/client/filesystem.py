@@ -156,8 +156,8 @@ class FileSystem:
         return await self._bounded(self._names.read_directory(handle, cookie, attributes))
 
     async def fsync_directory(self, ino: Ino) -> None:
-        """Changes of names are durable when they are answered."""
-        await trio.lowlevel.checkpoint()
+        """Changes of names in the directory, and what came before them, are durable on return."""
+        await self._bounded(self._core.journal.settle([ino]))
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class FileSystem:
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
     ) -> Inode:
-        """None leaves a field as it is; durable on return."""
+        """None leaves a field as it is."""
 
         async def work() -> Inode:
             if size is not None:
@@ -250,6 +250,7 @@ class FileSystem:
         earlier write-back error that this handle has not been told yet."""
         try:
             await self._bounded(self._contents.write_back(handle.file))
+            await self._bounded(self._core.journal.settle([handle.ino]))
         except FsError:
             handle.told_errors = handle.file.error_count
             raise
@@ -286,7 +287,11 @@ class FileSystem:
 
     async def sync(self) -> None:
         """Everything written back."""
-        await self._bounded(self._contents.sync())
+        await self._bounded(self._write_all_back())
+
+    async def _write_all_back(self) -> None:
+        await self._contents.sync()
+        await self._core.journal.drain()
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -296,6 +301,7 @@ class FileSystem:
             **self._core.counts,
             "dirty bytes": self._contents.dirty_bytes,
             "cached block bytes": self._core.blocks.size_bytes,
+            "journal": len(self._core.journal),
             "leases": len(self._core.leases),
             "cached entries": self._core.tree.entry_count,
             "open files": sum(file.handles > 0 for file in self._core.files.values()),
@@ -307,7 +313,7 @@ class FileSystem:
         with trio.move_on_after(patience_s) as scope:
             scope.shield = True
             try:
-                await self._contents.sync()
+                await self._write_all_back()
             except FsError as error:
                 log.error("not everything was written back: %s", error)
             await self._core.session.close()
@@ -364,6 +370,7 @@ async def _start(
     core.write_back = contents
     await core.session.start(min(OPEN_PATIENCE_S, options.timeout_s))
     nursery.start_soon(core.session.run)
+    nursery.start_soon(core.journal.run)
     await core.maps.refresh()
     nursery.start_soon(core.maps.run)
     nursery.start_soon(contents.run)

@@ -22,6 +22,8 @@ import trio
 from fsd.core.ids import Ino
 from fsd.protocol.metadata import Grant, LeaseMode, RecallItem
 
+BORN = 1  # below every serial of a server
+
 
 @dataclass(slots=True)
 class Lease:
@@ -104,13 +106,21 @@ class LeaseTable:
         self.lower_usable(lease, item.keep)
         return serial
 
+    def born(self, ino: Ino) -> None:
+        """This client has made the inode: nobody else knows it, so the lease is here before the server has heard of it. Serial
+        0 lies below all that the server will say."""
+        lease = self.get(ino)
+        lease.mode = lease.usable = LeaseMode.EXCLUSIVE
+        lease.since = BORN
+
     def surrendered(self, ino: Ino) -> None:
-        """The server has taken the lease back with the inode's last name: whoever comes to open the inode now has to ask."""
+        """The server has taken the lease back with the inode's last name."""
         lease = self._leases.get(ino)
         if lease is not None:
             lease.mode = lease.usable = LeaseMode.NONE
             lease.since = 0
             lease.generation += 1
+            self.forget(ino)
 
     def lower_usable(self, lease: Lease, keep: LeaseMode) -> None:
         """Stop granting locally."""
@@ -131,14 +141,17 @@ class LeaseTable:
             lease.generation += 1
         return True
 
-    def resumed(self, grants: Iterable[Grant]) -> list[Ino]:
-        """The session goes on over a new connection with exactly these leases. The inodes whose leases are gone."""
+    def resumed(self, grants: Iterable[Grant], is_unborn: Callable[[Ino], bool] = lambda _: False) -> list[Ino]:
+        """The session goes on over a new connection with exactly these leases, and with those on inodes that the server does
+        not know yet. The inodes whose leases are gone."""
         kept = {grant.ino: grant for grant in grants}
         lost: list[Ino] = []
         for lease in self._leases.values():
             grant = kept.get(lease.ino)
             lease.refused = 0  # answers of the old connection cannot arrive any more
-            if grant is None:
+            if grant is None and is_unborn(lease.ino):
+                lease.serial = 0
+            elif grant is None:
                 if lease.mode is not LeaseMode.NONE:
                     lost.append(lease.ino)
                     lease.generation += 1

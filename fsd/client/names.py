@@ -4,10 +4,14 @@ import dataclasses
 import logging
 import stat
 from collections.abc import Callable
+from math import inf
+
+import trio
 
 from fsd.client.contents import Contents
 from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle
+from fsd.client.journal import Entry as JournalEntry
 from fsd.client.options import Caller
 from fsd.client.overlap import Ticket, Token
 from fsd.client.session import SessionReplaced
@@ -15,6 +19,7 @@ from fsd.client.tree import ABSENT
 from fsd.core.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, StaleHandle
 from fsd.core.ids import ROOT_INO, Ino, SessionId
 from fsd.core.units import NAME_MAX
+from fsd.namespace.keys import FIRST_COOKIE, cookie_of
 from fsd.namespace.operations import (
     Create,
     Link,
@@ -51,6 +56,9 @@ NOBODY = ROOT_INO  # "no inode loses its last name": the root never does
 log = logging.getLogger(__name__)
 
 PAGE_ENTRIES = 1024
+COMPLETE_NAMES = 4096  # a directory up to this is learned as a whole by whoever changes it
+MAX_LEARNED = 1024
+LEARN_AGAIN_S = 1.0
 MAX_PAGE_ENTRIES = 32_768  # a page grows only while all of its entries have one cookie
 
 
@@ -60,13 +68,14 @@ class Names:
     def __init__(self, core: Core, contents: Contents) -> None:
         self._core = core
         self._contents = contents
+        self._learned: dict[tuple[Ino, bool], float] = {}  # when a directory may be learned again
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent: Ino, name: bytes) -> Inode:
         """The inode of a name. Raises NotFound, NotADirectory, NameTooLong."""
         check_name(name)
-        known = self._known_entry(parent, name)
+        known = await self._learned_entry(parent, name)
         if known == ABSENT:
             raise NotFound(f"no {name!r} in inode {parent}")
         if known is not None:
@@ -74,6 +83,7 @@ class Names:
                 return await self.getattr(known)
             except StaleHandle:
                 log.debug("inode %d is gone while %r was looked up", known, name)
+        await self._core.journal.settle([parent])
         with self._core.ticket([parent, (parent, name)], change=False) as ticket:
             self._core.counts["lookup misses"] += 1
             reply: Entry = await self._core.session.ask(lambda session: Lookup(session, parent, name))
@@ -83,12 +93,12 @@ class Names:
             if inode is None:
                 raise NotFound(f"no {name!r} in inode {parent}")
             self._remember_found(inode, ticket, reply)
-            return self._core.shown(inode)
+            return self._core.cached_inode(inode.ino) or self._core.shown(inode)
 
     def _remember_found(self, inode: Inode, ticket: Ticket, reply: Entry) -> None:
         """Which inode the answer is about was not known when it was asked for: cached only if nothing of ours may have
         changed it since, that is with a grant in this answer under which nothing was sent."""
-        busy = self._core.overlaps.is_changing(inode.ino) or inode.ino in self._core.files
+        busy = self._core.overlaps.is_unsettled(inode.ino) or inode.ino in self._core.files
         granted = any(
             grant.ino == inode.ino and grant.serial == self._core.leases.since(inode.ino) for grant in reply.grants
         )
@@ -98,8 +108,10 @@ class Names:
     def _known_entry(self, parent: Ino, name: bytes) -> Ino | None:
         if not self._core.leases.usable(parent, LeaseMode.SHARED):
             return None
-        child = self._core.tree.entry(parent, name)
+        child = self._core.tree.resolve(parent, name)
         if child is not None:
+            if child == ABSENT:
+                self._core.tree.put_entry(parent, name, ABSENT)  # told: to be invalidated above with the lease
             self._core.leases.touch(parent)
             self._core.counts["lookup hits"] += 1
         return child
@@ -129,29 +141,44 @@ class Names:
         make: Callable[[int], Operation],
         *,
         then: Callable[[Executed, Ticket], None],
-        lease: LeaseMode = LeaseMode.NONE,
         removes: Ino | None = None,
-    ) -> Executed:
-        """One operation, made with the server's time; made again if the session was replaced before it was sent."""
+    ) -> Inode | None:
+        """One operation, here or at the server, made with the server's time; made again if the session was replaced before it
+        was sent. What it is about, as it is then."""
         while True:
             try:
-                return await self._core.change(
+                entry = await self._change_here(tokens, make, self._core.session.id)
+                if entry is not None:
+                    return entry.subject
+                executed = await self._core.change(
                     tokens,
                     make(self._core.session.now_ns()),
-                    lease=lease,
+                    lease=LeaseMode.EXCLUSIVE,
                     removes=removes,
                     then=then,
                     session=self._core.session.id,
                 )
+                return executed.inodes[0] if executed.inodes else None
             except SessionReplaced:
                 continue
+
+    async def _change_here(
+        self, tokens: list[Token], make: Callable[[int], Operation], session: SessionId
+    ) -> JournalEntry | None:
+        """Carry the operation out here if that can be; see fsd.client.local."""
+        await self._core.journal.room()
+        names = [token for token in tokens if isinstance(token, tuple)]
+        for parent, name in names:
+            await self._prepare(parent, name)
+        entry = self._core.local.change(make(self._core.session.now_ns()), session)
+        self._core.counts["changes here" if entry is not None else "changes at the server"] += 1
+        return entry
 
     async def _new(
         self,
         parent: Ino,
         name: bytes,
         make: Callable[[int, Ino], Operation],
-        lease: LeaseMode,
         before: Callable[[Ino], None] | None = None,
     ) -> Inode:
         """Create a name with a new inode; `before` hears of its number before anybody else can."""
@@ -167,11 +194,15 @@ class Names:
             ino = Ino(await self._core.session.new_id())
             if before is not None:
                 before(ino)
+            tokens: list[Token] = [parent, (parent, name), ino]
             try:
+                entry = await self._change_here(tokens, lambda now, ino=ino: make(now, ino), session)
+                if entry is not None and entry.subject is not None:
+                    return self._core.shown(entry.subject)
                 executed = await self._core.change(
-                    [parent, (parent, name), ino],
+                    tokens,
                     make(self._core.session.now_ns(), ino),
-                    lease=lease,
+                    lease=LeaseMode.EXCLUSIVE,
                     then=then,
                     session=session,
                 )
@@ -188,7 +219,6 @@ class Names:
             parent,
             name,
             lambda now, ino: Create(layer, now, caller.uid, caller.gid, parent, name, ino, stat.S_IMODE(mode)),
-            LeaseMode.EXCLUSIVE,
             before,
         )
 
@@ -198,7 +228,6 @@ class Names:
             parent,
             name,
             lambda now, ino: Mkdir(layer, now, caller.uid, caller.gid, parent, name, ino, stat.S_IMODE(mode)),
-            LeaseMode.SHARED,
         )
 
     async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Inode:
@@ -207,7 +236,6 @@ class Names:
             parent,
             name,
             lambda now, ino: Mknod(layer, now, caller.uid, caller.gid, parent, name, ino, mode, rdev),
-            LeaseMode.SHARED,
         )
 
     async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Inode:
@@ -216,7 +244,6 @@ class Names:
             parent,
             name,
             lambda now, ino: Symlink(layer, now, caller.uid, caller.gid, parent, name, ino, target),
-            LeaseMode.SHARED,
         )
         cached = self._core.tree.inode(inode.ino)
         if cached is not None and cached.inline is None:
@@ -231,13 +258,13 @@ class Names:
             self._core.tree.changed(parent)
             self._core.remember_entry(parent, name, ino, ticket, executed.grants)
 
-        executed = await self._change(
+        inode = await self._change(
             [ino, parent, (parent, name)],
             lambda now: Link(layer, now, caller.uid, caller.gid, ino, parent, name),
             then=then,
-            lease=LeaseMode.SHARED,
         )
-        return self._core.shown(executed.inodes[0])
+        assert inode is not None, "a link is about an inode"
+        return self._core.shown(inode)
 
     async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
         """A file that is open here lives until its last handle, here and anywhere, is gone."""
@@ -340,6 +367,58 @@ class Names:
                 else:
                     self._core.forget(inode.ino)
 
+    # --- knowing enough to change a directory here --------------------------------------------------------------------
+
+    async def _learned_entry(self, parent: Ino, name: bytes) -> Ino | None:
+        """`_known_entry`, after learning all names of a directory that this client is changing."""
+        known = self._known_entry(parent, name)
+        if known is None and self._core.leases.usable(parent, LeaseMode.EXCLUSIVE):
+            await self._prepare(parent, name)
+            known = self._known_entry(parent, name)
+        return known
+
+    async def _prepare(self, parent: Ino, name: bytes) -> None:
+        """In a directory that is this client's alone: wait for what it has asked of the server, and learn whether the name is
+        there, or get the lease on what it names, together with its neighbours'."""
+        core = self._core
+        if not core.leases.usable(parent, LeaseMode.EXCLUSIVE):
+            return
+        await core.quiet(parent)
+        child = core.tree.resolve(parent, name)
+        if child == ABSENT or not core.leases.usable(parent, LeaseMode.EXCLUSIVE):
+            return
+        if child is None:
+            await self._learn(parent, name, attributes=False)
+        elif not self._is_own(child):
+            await self._learn(parent, name, attributes=True)
+
+    def _is_own(self, ino: Ino) -> bool:
+        return self._core.leases.usable(ino, LeaseMode.EXCLUSIVE) and self._core.tree.inode(ino) is not None
+
+    async def _learn(self, parent: Ino, name: bytes, *, attributes: bool) -> None:
+        """Read the directory, or the part of a large one that is about to be changed; not again and again where that is of no
+        use."""
+        key = (parent, attributes)
+        directory = self._core.tree.inode(parent)
+        if directory is None or trio.current_time() < self._learned.get(key, -inf):
+            return
+        large = directory.size > COMPLETE_NAMES
+        if large and not attributes:
+            return
+        if len(self._learned) >= MAX_LEARNED:
+            self._learned.clear()
+        self._learned[key] = trio.current_time() + LEARN_AGAIN_S
+        self._core.counts["directories learned"] += 1
+        cookie = cookie_of(name) if large else FIRST_COOKIE
+        while True:
+            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes, LeaseMode.EXCLUSIVE)
+            if page.end or large or not page.entries:
+                break
+            cookie = page.entries[-1].cookie + 1
+        child = self._core.tree.resolve(parent, name)
+        if child == ABSENT or (child is not None and (not attributes or self._is_own(child))):
+            self._learned.pop(key, None)
+
     # --- attributes ---------------------------------------------------------------------------------------------------
 
     async def set_attributes(
@@ -375,12 +454,14 @@ class Names:
         """Raises NoAttribute."""
         if await self._has_no_xattrs(ino):
             raise NoAttribute(f"inode {ino} has no {name!r}")
+        await self._core.journal.settle([ino])
         reply: XattrValue = await self._core.session.ask(lambda session: GetXattr(session, ino, name))
         return reply.value
 
     async def listxattr(self, ino: Ino) -> tuple[bytes, ...]:
         if await self._has_no_xattrs(ino):
             return ()
+        await self._core.journal.settle([ino])
         reply: XattrNames = await self._core.session.ask(lambda session: ListXattrs(session, ino))
         return reply.names
 
@@ -402,6 +483,7 @@ class Names:
         await self._change([ino], lambda now: RemoveXattr(layer, now, caller.uid, caller.gid, ino, name), then=_nothing)
 
     async def space(self) -> VolumeSpace:
+        await self._core.journal.drain()
         reply: VolumeSpace = await self._core.session.ask(StatVolume)
         return reply
 
@@ -416,7 +498,7 @@ class Names:
 
     async def read_directory(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> list[DirectoryEntry]:
         """The next entries behind `cookie`; none at the end. No page ends among entries of equal cookies."""
-        if not self._page_serves(handle, cookie, attributes):
+        if not self._page_serves(handle, cookie, attributes) and not self._page_here(handle):
             await self._fetch_page(handle, cookie, attributes)
         return [
             dataclasses.replace(entry, inode=self._core.cached_inode(entry.ino)) if attributes else entry
@@ -426,11 +508,33 @@ class Names:
 
     def _page_serves(self, handle: DirectoryHandle, cookie: int, attributes: bool) -> bool:
         """Whether the last page has what is wanted and is still true."""
-        if handle.stamp is None or handle.stamp != self._stamp(handle.ino) or attributes != handle.page_attributes:
+        if handle.stamp is None or handle.stamp != self._stamp(handle.ino):
+            return False
+        if attributes and not handle.page_attributes:
             return False
         if not self._core.leases.usable(handle.ino, LeaseMode.SHARED) or cookie < handle.page_after:
             return False
         return handle.page_end or bool(handle.page and handle.page[-1].cookie > cookie)
+
+    def _page_here(self, handle: DirectoryHandle) -> bool:
+        """Make a page of all names of a complete directory that is not too large."""
+        ino, tree = handle.ino, self._core.tree
+        directory = tree.inode(ino)
+        if directory is None or directory.size > COMPLETE_NAMES or not tree.is_complete(ino):
+            return False
+        if not self._core.leases.usable(ino, LeaseMode.SHARED):
+            return False
+        page: list[DirectoryEntry] = []
+        for name, child in tree.children(ino):
+            inode = tree.inode(child)
+            if inode is None:
+                return False
+            page.append(DirectoryEntry(name, child, stat.S_IFMT(inode.mode), cookie_of(name)))
+        handle.page = sorted(page, key=lambda entry: (entry.cookie, entry.name))
+        handle.page_after, handle.page_end, handle.page_attributes = 0, True, True
+        handle.stamp = self._stamp(ino)
+        self._core.counts["directories read here"] += 1
+        return True
 
     def _stamp(self, ino: Ino) -> tuple[int, int]:
         return self._core.leases.since(ino), self._core.tree.version(ino)
@@ -451,15 +555,18 @@ class Names:
         good = since and unbroken and version == self._core.tree.version(handle.ino)
         handle.stamp = (since, version) if good else None
 
-    async def _ask_page(self, ino: Ino, cookie: int, limit: int, attributes: bool) -> DirectoryPage:
+    async def _ask_page(
+        self, ino: Ino, cookie: int, limit: int, attributes: bool, lease: LeaseMode = LeaseMode.SHARED
+    ) -> DirectoryPage:
+        await self._core.journal.settle([ino])
         with self._core.ticket([ino], change=False) as ticket:
             reply: DirectoryPage = await self._core.session.ask(
-                lambda session: ReadDirectory(session, ino, cookie, limit, attributes)
+                lambda session: ReadDirectory(session, ino, cookie, limit, attributes, lease)
             )
             clean = ticket.clean(ino) and self._core.covered(ino, ticket, reply.grants)
             serials = {grant.ino: grant.serial for grant in reply.grants}
             for entry in reply.entries:
-                if clean and not self._core.overlaps.is_changing((ino, entry.name)):
+                if clean and not self._core.overlaps.is_unsettled((ino, entry.name)):
                     self._core.tree.put_entry(ino, entry.name, entry.ino)
                 if entry.inode is not None:
                     self._remember_listed(entry.inode, serials.get(entry.ino, 0))
@@ -467,7 +574,7 @@ class Names:
 
     def _remember_listed(self, inode: Inode, serial: int) -> None:
         """As `_remember_found`."""
-        busy = self._core.overlaps.is_changing(inode.ino) or inode.ino in self._core.files
+        busy = self._core.overlaps.is_unsettled(inode.ino) or inode.ino in self._core.files
         if serial and serial == self._core.leases.since(inode.ino) and not busy:
             self._core.tree.put_inode(inode)
 

@@ -5,6 +5,7 @@ newer. What an answer says about a *token* (an inode, or a name in a directory) 
 was under way at any moment between asking and answering.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from fsd.core.ids import Ino
@@ -13,13 +14,15 @@ Token = Ino | tuple[Ino, bytes]
 
 
 class Ticket:
-    """One request under way. `stamps`: the lease generations of its inodes when it was sent."""
+    """One request under way. `here`: a change that was carried out here, and which the cache has already. `stamps`: the lease
+    generations of its inodes when it was sent."""
 
-    __slots__ = ("change", "spoiled", "stamps", "tokens")
+    __slots__ = ("change", "here", "spoiled", "stamps", "tokens")
 
-    def __init__(self, tokens: tuple[Token, ...], change: bool) -> None:
+    def __init__(self, tokens: tuple[Token, ...], change: bool, here: bool = False) -> None:
         self.tokens = tokens
         self.change = change
+        self.here = here
         self.spoiled: set[Token] = set()
         self.stamps: dict[Ino, int] = {}
 
@@ -33,10 +36,24 @@ class Overlaps:
 
     def __init__(self) -> None:
         self._active: dict[Token, list[Ticket]] = {}
+        self._announced: Counter[Token] = Counter()
 
-    def begin(self, tokens: Iterable[Token], *, change: bool) -> Ticket:
+    def announce(self, tokens: Iterable[Token]) -> tuple[Token, ...]:
+        """A change will be sent to the server when all that was done here before is there."""
+        announced = tuple(dict.fromkeys(tokens))
+        self._announced.update(announced)
+        return announced
+
+    def withdraw(self, tokens: tuple[Token, ...]) -> None:
+        """The end of `announce`."""
+        for token in tokens:
+            self._announced[token] -= 1
+            if not self._announced[token]:
+                del self._announced[token]
+
+    def begin(self, tokens: Iterable[Token], *, change: bool, here: bool = False) -> Ticket:
         """A request is about to be sent."""
-        ticket = Ticket(tuple(dict.fromkeys(tokens)), change)
+        ticket = Ticket(tuple(dict.fromkeys(tokens)), change, here)
         for token in ticket.tokens:
             others = self._active.setdefault(token, [])
             for other in others:
@@ -56,5 +73,11 @@ class Overlaps:
                 del self._active[token]
 
     def is_changing(self, token: Token) -> bool:
-        """Whether a change of `token` is under way."""
-        return any(ticket.change for ticket in self._active.get(token, ()))
+        """Whether a change of `token` is under way whose outcome only the server knows."""
+        return token in self._announced or any(
+            ticket.change and not ticket.here for ticket in self._active.get(token, ())
+        )
+
+    def is_unsettled(self, token: Token) -> bool:
+        """Whether any change of `token` is under way: what the server says may be older."""
+        return token in self._announced or any(ticket.change for ticket in self._active.get(token, ()))

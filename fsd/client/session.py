@@ -25,8 +25,12 @@ from fsd.protocol.metadata import (
     ANY_INODE,
     Alive,
     AllocateIds,
+    BatchExecuted,
+    BatchItem,
     CloseSession,
+    Evicted,
     Execute,
+    ExecuteBatch,
     Executed,
     Grant,
     HeldLease,
@@ -35,6 +39,7 @@ from fsd.protocol.metadata import (
     LeaseMode,
     MapChanged,
     OpenSession,
+    PromiseNothing,
     Recall,
     Recalled,
     ResumeSession,
@@ -129,6 +134,8 @@ class Session:
         self.calls = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()
         self._closing = False
+        self._lost = False
+        self.may_promise = False  # as the server says in Alive
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -141,7 +148,8 @@ class Session:
 
     def renewed(self, sent: float, ttl_s: float) -> None:
         """A renewal that was sent at `sent` was answered."""
-        self._expires = max(self._expires, sent + ttl_s * DRIFT)
+        if not self._lost:
+            self._expires = max(self._expires, sent + ttl_s * DRIFT)
         event, self._renewed = self._renewed, trio.Event()
         event.set()
 
@@ -191,6 +199,7 @@ class Session:
         operation: Operation,
         *,
         lease: LeaseMode = LeaseMode.NONE,
+        others: LeaseMode = LeaseMode.SHARED,
         keep_open: bool = False,
         removes: Ino = ANY_INODE,
         urgent: bool = False,
@@ -199,18 +208,51 @@ class Session:
         """Carry out an operation exactly once. `urgent`: write-back, which must not wait for others. `session`: the one for
         which the operation was made. Raises every PosixError, SessionEvicted (unknown result), SessionReplaced."""
         if urgent:
-            return await self._execute(operation, lease, keep_open, removes, session or self.id)
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id)
         async with self._room:
-            return await self._execute(operation, lease, keep_open, removes, session or self.id)
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id)
+
+    async def execute_batch(self, items: tuple[BatchItem, ...]) -> BatchExecuted:
+        """Carry out a part of the journal, each operation once, for the session of now. Errors as `execute`."""
+        session, numbers = self.id, self._numbers
+        taken = [numbers.take() for _ in items]
+        try:
+            return await self._until_carried_out(
+                session,
+                "ExecuteBatch",
+                lambda: ExecuteBatch(session, taken[0], min(numbers.floor(), taken[0]), items),
+            )
+        except SessionReplaced:
+            raise SessionEvicted(f"session {session} was evicted before its journal was shipped") from None
+        finally:
+            for number in taken:
+                numbers.answered(number)
 
     async def _execute(
-        self, operation: Operation, lease: LeaseMode, keep_open: bool, removes: Ino, session: SessionId
+        self,
+        operation: Operation,
+        lease: LeaseMode,
+        others: LeaseMode,
+        keep_open: bool,
+        removes: Ino,
+        session: SessionId,
     ) -> Executed:
         if session != self.id:
             raise SessionReplaced
         numbers = self._numbers
         number = numbers.take()
-        self._counts[type(operation).__name__] += 1
+        try:
+            return await self._until_carried_out(
+                session,
+                type(operation).__name__,
+                lambda: Execute(session, number, numbers.floor(), operation, lease, keep_open, others, removes),
+            )
+        finally:
+            numbers.answered(number)
+
+    async def _until_carried_out(self, session: SessionId, name: str, make: Callable[[], object]) -> Any:
+        """The answer to a numbered request, which is sent again until there is one."""
+        self._counts[name] += 1
         self.calls += 1
         call = self.calls
         self._outstanding[call] = None
@@ -221,13 +263,10 @@ class Session:
                 peer = await self._connected()
                 if self.id != session:
                     if unknown:
-                        raise SessionEvicted(
-                            f"session {session} was evicted while {type(operation).__name__} was under way"
-                        )
+                        raise SessionEvicted(f"session {session} was evicted while {name} was under way")
                     raise SessionReplaced
-                request = Execute(session, number, numbers.floor(), operation, lease, keep_open, removes=removes)
                 try:
-                    return (await peer.call(request)).message
+                    return (await peer.call(make())).message
                 except (SessionEvicted, SessionUnknown):
                     self.suspect(peer)
                 except FsError as error:
@@ -237,7 +276,6 @@ class Session:
                 await self._pause(attempt)
                 attempt += 1
         finally:
-            numbers.answered(number)
             del self._outstanding[call]
 
     async def _connected(self) -> Peer:
@@ -349,11 +387,22 @@ class Session:
         self.volume = opened.volume
         self._ids = [(opened.first_id, opened.first_id + opened.id_count)]
         self._numbers = _Numbers()
+        self._lost = False
         self._expires = 0.0
         self._set_clock(opened.server_time_ns)
         self.renewed(sent, opened.ttl_s)
+        self.may_promise = opened.may_promise
         self._keeper.map_heard(opened.map_epoch)
         log.info("session %d of volume %s is open at %s", self.id, opened.volume.name, peer.address)
+
+    async def _lose(self, why: str) -> None:
+        """The session is gone: nothing of it counts any more."""
+        if not self._lost:
+            self._lost = True
+            self._expires = 0.0
+            log.error("session %d was evicted: what was not written back is lost (%s)", self.id, why)
+            self._counts["evictions"] += 1
+        await self._keeper.evicted()
 
     async def _resume(self, peer: Peer) -> None:
         sent = self._runtime.clock.monotonic()
@@ -361,9 +410,7 @@ class Session:
             with trio.fail_after(max(self._ttl_s, 1.0) * 3):
                 reply = (await peer.call(ResumeSession(self.id, self._secret, self._keeper.held()))).message
         except (SessionEvicted, SessionUnknown) as error:
-            log.error("session %d was evicted: what was not written back is lost (%s)", self.id, error)
-            self._counts["evictions"] += 1
-            await self._keeper.evicted()
+            await self._lose(str(error))
             await self._open(peer)
             self._keeper.reopened()
             return
@@ -375,6 +422,7 @@ class Session:
         self._set_clock(resumed.server_time_ns)
         await self._keeper.lost_leases()
         self.renewed(sent, resumed.ttl_s)
+        self.may_promise = resumed.may_promise
         self._keeper.map_heard(resumed.map_epoch)
         log.info("session %d goes on at %s", self.id, peer.address)
 
@@ -398,6 +446,7 @@ class Session:
                     log.debug("keep-alive of session %d: %s", self.id, error)
                     continue
                 self.renewed(sent, self._ttl_s)
+                self.may_promise = alive.may_promise
                 self._keeper.map_heard(alive.map_epoch)
             if scope.cancelled_caught:
                 log.warning("%s has been silent for %g s: connecting again", peer.address, self._ttl_s / 2)
@@ -417,6 +466,11 @@ class Session:
                 self._keeper.recall_arrived(message)
         elif isinstance(message, MapChanged):
             self._keeper.map_heard(message.map_epoch)
+        elif isinstance(message, Evicted):
+            if message.session == self.id:
+                self._expires = 0.0  # act under nothing any more, from this moment
+        elif isinstance(message, PromiseNothing):
+            self.may_promise = False
         elif isinstance(message, SessionResumed):
             self._keeper.resumed(message.grants)
         else:
@@ -430,6 +484,8 @@ class Session:
             if message.session != self.id:
                 raise SessionUnknown(f"this client has session {self.id}, not {message.session}")
             return await self._keeper.recall(message)
+        if isinstance(message, Evicted) and message.session == self.id:
+            await self._lose("the server says so")
         return Done()
 
     def disconnected(self, peer: Peer) -> None:

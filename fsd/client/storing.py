@@ -19,8 +19,7 @@ from fsd.client.writeback import DirtyMap
 from fsd.core.errors import FsError, WriteLost
 from fsd.core.ids import ChunkId, DataId, Ino, SessionId
 from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
-from fsd.namespace.records import NO_DATA
-from fsd.protocol.metadata import Executed
+from fsd.namespace.records import NO_DATA, Inode
 
 MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
 
@@ -85,8 +84,8 @@ class Storing:
 
     async def _commit(
         self, file: File, operation: WriteInline | CommitSize | TrimDone | Truncate | SetAttributes, session: SessionId
-    ) -> Executed:
-        return await self._core.change([file.ino], operation, urgent=True, session=session)
+    ) -> Inode:
+        return await self._core.commit(file.ino, operation, session)
 
     async def _write_chunks(self, data: DataId, pieces: DirtyMap, session: SessionId) -> None:
         """All chunks at once; the first error ends the others."""

@@ -1,4 +1,8 @@
-"""The cached tree: inodes and names, absent names too. Pure. Whether it may be used is the lease table's to say."""
+"""The cached tree: inodes and names, absent names too. Pure. Whether it may be used is the lease table's to say.
+
+A directory is *complete* when as many of its names are known as it has: then every other name is known to be absent. Nobody
+has to remember that it was read to its end, or was made here; and nothing is left behind when something is forgotten.
+"""
 
 import dataclasses
 
@@ -14,6 +18,7 @@ class Tree:
     def __init__(self) -> None:
         self._inodes: dict[Ino, Inode] = {}
         self._entries: dict[Ino, dict[bytes, Ino]] = {}
+        self._present: dict[Ino, int] = {}  # names that are known to be there
         self._versions: dict[Ino, int] = {}
         self._changes = 0
         self.entry_count = 0
@@ -47,18 +52,40 @@ class Tree:
         entries = self._entries.get(parent)
         return entries.get(name) if entries is not None else None
 
+    def resolve(self, parent: Ino, name: bytes) -> Ino | None:
+        """As `entry`; a name that a complete directory does not have is ABSENT."""
+        child = self.entry(parent, name)
+        return ABSENT if child is None and self.is_complete(parent) else child
+
+    def is_complete(self, parent: Ino) -> bool:
+        """Whether every name of the directory is known."""
+        directory = self._inodes.get(parent)
+        return directory is not None and directory.is_directory and directory.size == self._present.get(parent, 0)
+
+    def children(self, parent: Ino) -> list[tuple[bytes, Ino]]:
+        """The names that are known to be there."""
+        return [(name, child) for name, child in self._entries.get(parent, {}).items() if child != ABSENT]
+
     def put_entry(self, parent: Ino, name: bytes, child: Ino) -> None:
         """`child` may be ABSENT."""
         entries = self._entries.setdefault(parent, {})
-        if name not in entries:
+        before = entries.get(name)
+        if before is None:
             self.entry_count += 1
+        self._count(parent, (child != ABSENT) - bool(before))
         entries[name] = child
+
+    def _count(self, parent: Ino, more: int) -> None:
+        if more:
+            self._present[parent] = self._present.get(parent, 0) + more
 
     def drop_entry(self, parent: Ino, name: bytes) -> None:
         """Nothing is known about the name any more."""
         entries = self._entries.get(parent)
-        if entries is not None and entries.pop(name, None) is not None:
+        before = entries.pop(name, None) if entries is not None else None
+        if before is not None:
             self.entry_count -= 1
+            self._count(parent, -bool(before))
 
     def names(self, parent: Ino) -> list[bytes]:
         """All names of which something is known."""
@@ -77,6 +104,7 @@ class Tree:
         """The lease is gone: forget attributes and names."""
         self.drop_inode(ino)
         self.entry_count -= len(self._entries.pop(ino, ()))
+        self._present.pop(ino, None)
         self._versions.pop(ino, None)
 
     def clear(self) -> None:
@@ -84,4 +112,5 @@ class Tree:
         self._versions.clear()
         self._inodes.clear()
         self._entries.clear()
+        self._present.clear()
         self.entry_count = self.inline_bytes = 0

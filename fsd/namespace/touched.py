@@ -81,6 +81,17 @@ def born(operation: Operation) -> Ino | None:
             return None
 
 
+def names_of(operation: Operation) -> tuple[tuple[Ino, bytes], ...]:
+    """The names (directory, name) that the operation changes."""
+    match operation:
+        case Create() | Mkdir() | Mknod() | Symlink() | Link() | Unlink() | Rmdir():
+            return ((operation.parent, operation.name),)
+        case Rename():
+            return (operation.parent, operation.name), (operation.new_parent, operation.new_name)
+        case _:
+            return ()
+
+
 def grows(operation: Operation) -> bool:
     """Whether the operation needs room that is not promised yet. A CommitSize is about bytes that are stored already, a
     WriteInline about bytes that the client has taken."""

@@ -397,6 +397,21 @@ class BatchError:
     text: str
 
 
+@wire(236)
+@dataclass(frozen=True, slots=True)
+class PromiseNothing:
+    """Server to client: there is a quota now; ask before answering (`may_promise` of Alive ends at once). Answer: Done."""
+
+
+@wire(237)
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """Server to client: the session has no rights any more, whatever time is left. The client drops everything, then answers
+    Done."""
+
+    session: SessionId
+
+
 @wire(235)
 @dataclass(frozen=True, slots=True)
 class BatchExecuted:

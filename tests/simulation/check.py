@@ -9,12 +9,14 @@ its buffer along: the value may fall back to anything it wrote since the last wr
     read by c       the value; if another client buffered it, that one had to write it back
     lost by c       the value, or one of those that may be on the disk
 
-A *tree* is a handful of names in a few directories; every change is durable when it is answered.
+A *tree* is a handful of names in a few directories. A client's changes wait in its journal; whoever else looks into a
+directory, or changes it, sees to it that the journal is at the server up to the last change there, and so does a sync. A client
+that is lost takes some end of its journal along, and nothing from the middle (I15).
 
 An operation without an end may take effect at any later time, or never.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from math import inf
 from typing import NamedTuple
 
@@ -103,17 +105,90 @@ def region_step(state: Hashable, op: Operation) -> Iterable[Hashable]:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 UNKNOWN = -1
-EMPTY_TREE: tuple[tuple[str, int], ...] = ()
+EMPTY_TREE: tuple[tuple[tuple[str, int], ...], tuple[Operation, ...]] = ((), ())
 
 
-def tree_step(state: Hashable, op: Operation) -> Iterable[Hashable]:
-    """state = sorted (slot, inode) pairs; a slot is "directory/name". Results: an inode, "ok", or an error's name."""
-    names: dict[str, int] = dict(state)  # type: ignore[arg-type]
+Names = tuple[tuple[str, int], ...]
+Journal = tuple[Operation, ...]
+
+
+def tree_step(state: Hashable, op: Operation, mortal: Collection[str] | None = None) -> Iterable[Hashable]:
+    """state = (sorted (slot, inode) pairs at the server, changes in journals, oldest first); a slot is "directory/name".
+    Results: an inode, "ok", or an error's name. `mortal`: the clients that are lost some time; None: any may be."""
+    stored, journal = state  # type: ignore[misc]
+    if op.kind == "lost":
+        return _cuts(stored, journal, op.client)
+    stored, journal = _shipped(stored, journal, op)
+    if op.kind == "sync":
+        return ((stored, journal),)
+    names: dict[str, int] = dict(stored)
+    for change in journal:
+        _carry_out(names, change)
+    before = dict(names)
+    if _carry_out(names, op) != op.result and op.result is not None:
+        return ()
+    return (_settled(stored, journal if names == before else (*journal, op), mortal),)
+
+
+def _settled(stored: Names, journal: Journal, mortal: Collection[str] | None) -> tuple[Names, Journal]:
+    """What leads the journal and is of a client that is never lost might as well be at the server."""
+    if mortal is None or not journal or journal[0].client in mortal:
+        return stored, journal
+    names = dict(stored)
+    at = 0
+    while at < len(journal) and journal[at].client not in mortal:
+        _carry_out(names, journal[at])
+        at += 1
+    return tuple(sorted(names.items())), journal[at:]
+
+
+def _carry_out(names: dict[str, int], op: Operation) -> object:
     result = _TREE[op.kind](names, op.argument, op.result)
     for slot, ino in names.items():
         if ino == UNKNOWN:
             names[slot] = -1 - int(op.start)  # an inode of its own, whose number nobody has seen yet
-    return (tuple(sorted(names.items())),) if result == op.result or op.result is None else ()
+    return result
+
+
+def directories_of(op: Operation) -> set[str]:
+    """Where the operation looks or changes something."""
+    if op.kind in ("list", "sync"):
+        return {str(op.argument)}
+    parts = op.argument if isinstance(op.argument, tuple) else (op.argument,)
+    return {part.split("/")[0] for part in parts if isinstance(part, str)}
+
+
+def _shipped(stored: Names, journal: Journal, op: Operation) -> tuple[Names, Journal]:
+    """What must be at the server before the operation: of another client all up to its last change in these directories; of
+    its own only for a sync."""
+    wanted = directories_of(op)
+    last: dict[str, int] = {}
+    for at, change in enumerate(journal):
+        if directories_of(change) & wanted and (change.client == op.client) == (op.kind == "sync"):
+            last[change.client] = at
+    if not last:
+        return stored, journal
+    names = dict(stored)
+    rest: list[Operation] = []
+    for at, change in enumerate(journal):
+        if at <= last.get(change.client, -1):
+            _carry_out(names, change)
+        else:
+            rest.append(change)
+    return tuple(sorted(names.items())), tuple(rest)
+
+
+def _cuts(stored: Names, journal: Journal, client: str) -> list[Hashable]:
+    """The client is gone: some beginning of its journal is at the server, the rest is nowhere."""
+    own = [at for at, change in enumerate(journal) if change.client == client]
+    states: list[Hashable] = []
+    for kept in range(len(own), -1, -1):
+        names = dict(stored)
+        for at in own[:kept]:
+            _carry_out(names, journal[at])
+        others = tuple(change for change in journal if change.client != client)
+        states.append((tuple(sorted(names.items())), others))
+    return states
 
 
 def _create(names: dict[str, int], slot: str, result: object) -> object:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -118,7 +119,7 @@ class Cluster:
         Observer(self.fabric, self.fail)
         self.metadata = Host(kernel, self.fabric, nursery, "m", self._run_metadata)
         self.nodes = [
-            Host(kernel, self.fabric, nursery, f"s{number}", self._run_node) for number in range(1, plan.nodes + 1)
+            Host(kernel, self.fabric, nursery, f"s{number}", self.run_node) for number in range(1, plan.nodes + 1)
         ]
         self.clients = [
             Host(kernel, self.fabric, nursery, f"c{number}", self._run_client) for number in range(1, plan.clients + 1)
@@ -157,7 +158,7 @@ class Cluster:
         process.app = MetadataServer(process.runtime, process.open_directory(), options)
         await process.app.run()
 
-    async def _run_node(self, process: Process) -> None:
+    async def run_node(self, process: Process) -> None:
         name = process.host.name
         options = ChunkServerOptions(
             listen=f"{name}:1",
@@ -365,7 +366,8 @@ class Cluster:
     def _check_history(self) -> None:
         for (file, index), operations in sorted(self.history.regions.items()):
             self._check_object(f"{file.decode()}[{index}]", operations, EMPTY_REGION, region_step)
-        self._check_object("tree", self.history.tree, EMPTY_TREE, tree_step)
+        mortal = {operation.client for operation in self.history.tree if operation.kind == "lost"}
+        self._check_object("tree", self.history.tree, EMPTY_TREE, partial(tree_step, mortal=mortal))
 
     def _check_object(self, name: str, operations: list[Operation], initial: Any, step: Callable[..., Any]) -> None:
         try:

@@ -71,3 +71,27 @@ def test_names_follow_the_rules() -> None:
 def test_a_change_without_an_answer_may_have_happened() -> None:
     assert tree(call("create", "d/x", None, 0, inf), call("lookup", "d/x", 7, 2, 3))
     assert tree(call("create", "d/x", None, 0, inf), call("lookup", "d/x", "NotFound", 2, 3))
+
+
+def test_a_lost_client_takes_an_end_of_its_journal_along() -> None:
+    made = [
+        Operation("a", "create", "d0/a", 5, 1, 2),
+        Operation("a", "create", "d1/b", 6, 3, 4),
+        Operation("a", "lost", None, None, 5, 6),
+    ]
+    assert tree(*made, Operation("b", "lookup", "d0/a", 5, 7, 8), Operation("b", "lookup", "d1/b", "NotFound", 9, 10))
+    assert tree(
+        *made, Operation("b", "lookup", "d0/a", "NotFound", 7, 8), Operation("b", "lookup", "d1/b", "NotFound", 9, 10)
+    )
+    assert not tree(
+        *made, Operation("b", "lookup", "d0/a", "NotFound", 7, 8), Operation("b", "lookup", "d1/b", 6, 9, 10)
+    )
+
+
+def test_what_another_client_saw_or_was_synced_is_not_lost() -> None:
+    made = Operation("a", "create", "d0/a", 5, 1, 2)
+    gone = [Operation("a", "lost", None, None, 5, 6), Operation("b", "lookup", "d0/a", "NotFound", 7, 8)]
+    assert tree(made, *gone)
+    assert not tree(made, Operation("b", "lookup", "d0/a", 5, 3, 4), *gone)
+    assert not tree(made, Operation("a", "sync", "d0", "ok", 3, 4), *gone)
+    assert tree(made, Operation("a", "sync", "d1", "ok", 3, 4), *gone)

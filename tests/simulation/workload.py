@@ -333,6 +333,21 @@ class Worker:
 
         await self.attempt("list", directory.decode(), call, note)
 
+    async def sync_names(self) -> None:
+        directory = self.random.choice(DIRECTORIES)
+
+        async def call() -> str:
+            await self.fs.fsync_directory(self.client.directories[directory])
+            return "ok"
+
+        start = self.history.tick()
+        evictions = self.client.evictions
+        await call()
+        self.client.look_at_session()
+        if self.client.evictions == evictions:
+            end = self.history.tick()
+            self.history.name(Operation(self.client.name, "sync", directory.decode(), "ok", start, end))
+
     async def close_some(self) -> None:
         if self.client.open:
             await self.fs.release(self.client.open.pop(self.random.randrange(len(self.client.open))))
@@ -350,9 +365,10 @@ class Worker:
         link,
         list,
         close_some,
+        sync_names,
     )
-    READER_WEIGHTS = (3, 97, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    WEIGHTS = (26, 26, 4, 4, 8, 6, 4, 6, 4, 2, 4, 3)
+    READER_WEIGHTS = (3, 97, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    WEIGHTS = (26, 26, 4, 4, 8, 6, 4, 6, 4, 2, 4, 3, 2)
 
 
 def slot_name(directory: bytes, name: bytes) -> str:
@@ -373,7 +389,6 @@ class Client:
         self.unsynced: list[bytes] = []
         self.evictions = 0
         self._handles: dict[bytes, FileHandle] = {}
-        self._session = fs.session_id
         self._session_seen = history.tick()
 
     async def learn(self) -> None:
@@ -398,9 +413,9 @@ class Client:
 
     def look_at_session(self) -> None:
         """Note an eviction: what was in the buffers at some time since the last look is gone."""
-        if self.fs.session_id != self._session:
-            self._session = self.fs.session_id
-            self.evictions += 1
+        evictions = self.fs.statistics().get("evictions", 0)
+        if evictions != self.evictions:
+            self.evictions = evictions
             self.unsynced.clear()
             self.lost(self._session_seen)
         self._session_seen = self.history.tick()
@@ -410,6 +425,7 @@ class Client:
         for file in FILES:
             for index in range(len(REGIONS)):
                 self.history.region(file, index, Operation(self.name, "lost", None, None, since, end))
+        self.history.name(Operation(self.name, "lost", None, None, since, end))
 
     def closed(self) -> None:
         """Everything was written back."""

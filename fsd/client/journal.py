@@ -1,0 +1,201 @@
+"""The journal: operations that were carried out here under exclusive leases and that the server has not confirmed yet.
+
+    append ──> waiting ──> under way (one batch at a time, in order) ──> answered
+                  └──────────────┴──── the session is evicted ──> lost
+
+What is shipped is always a prefix (I15): a batch leaves when the one before it is answered, with all that has gathered
+meanwhile, so a lone operation leaves at once and a burst travels together. Nothing in the journal waits for anybody else:
+the leases are here. Barriers wait for a prefix too: `settle` up to the last operation that touched an inode (a recall, an
+fsync), `drain` for all. Bounded in operations and bytes: `room` makes the next caller wait.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from fsd.client.overlap import Ticket
+from fsd.core.errors import FsError, error_from_wire
+from fsd.core.ids import Ino
+from fsd.namespace.operations import Operation, SetXattr, Symlink, WriteInline
+from fsd.namespace.records import Inode
+from fsd.protocol.metadata import BatchExecuted, BatchItem
+
+log = logging.getLogger(__name__)
+
+MAX_ITEMS = 16_384
+MAX_BYTES = 32 << 20
+BATCH_ITEMS = 512
+BATCH_BYTES = 1 << 20
+ITEM_BYTES = 160  # of an operation without its contents, names and all, about
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One operation. `inos` are those that it changes, the new one included; `subject` what it is about, as it is now."""
+
+    operation: Operation
+    inos: tuple[Ino, ...]
+    ticket: Ticket
+    subject: Inode | None
+    keep_open: bool = False
+    new: Ino | None = None
+    gone: tuple[Ino, ...] = ()
+    position: int = 0
+    error: FsError | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        match self.operation:
+            case WriteInline():
+                return ITEM_BYTES + len(self.operation.contents)
+            case SetXattr():
+                return ITEM_BYTES + len(self.operation.value)
+            case Symlink():
+                return ITEM_BYTES + len(self.operation.target)
+            case _:
+                return ITEM_BYTES
+
+
+Ship = Callable[[tuple[BatchItem, ...]], Awaitable[BatchExecuted]]
+Ended = Callable[[Entry], None]
+
+
+class Journal:
+    """See the module. `ship` sends a batch until it is answered; `ended` hears of every operation's end, in order."""
+
+    def __init__(self, ship: Ship, ended: Ended) -> None:
+        self._ship = ship
+        self._ended = ended
+        self._entries: deque[Entry] = deque()
+        self._last: dict[Ino, int] = {}  # position of the last unanswered operation that touches it
+        self._new: dict[Ino, None] = {}
+        self._appended = 0
+        self._answered = 0
+        self._lives = 0
+        self._some = trio.Event()
+        self._progress = trio.Event()
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # --- adding -------------------------------------------------------------------------------------------------------
+
+    def is_full(self) -> bool:
+        return len(self._entries) >= MAX_ITEMS or self.size_bytes >= MAX_BYTES
+
+    async def room(self) -> None:
+        """Back-pressure: return when there is room for one more."""
+        while self.is_full():
+            await self._progress.wait()
+
+    def append(self, entry: Entry) -> Entry:
+        """The operation is done here and promised."""
+        self._appended += 1
+        entry.position = self._appended
+        self._entries.append(entry)
+        self.size_bytes += entry.size_bytes
+        for ino in entry.inos:
+            self._last[ino] = entry.position
+        if entry.new is not None:
+            self._new[entry.new] = None
+        self._some.set()
+        return entry
+
+    # --- barriers -----------------------------------------------------------------------------------------------------
+
+    def pending(self, ino: Ino) -> bool:
+        """Whether the server does not know all that was done to the inode."""
+        return ino in self._last
+
+    def unborn(self, ino: Ino) -> bool:
+        """Whether the server may not know the inode at all."""
+        return ino in self._new
+
+    async def settle(self, inos: Iterable[Ino]) -> None:
+        """Return when all that was done to the inodes so far is at the server, durably (or lost)."""
+        await self._until(max((self._last.get(ino, 0) for ino in inos), default=0))
+
+    async def drain(self) -> None:
+        """Return when all that was done so far is at the server, durably (or lost)."""
+        await self._until(self._appended)
+
+    async def answered(self, entry: Entry) -> None:
+        """Return when the operation is durable. Raises why it never will be."""
+        await self._until(entry.position)
+        if entry.error is not None:
+            raise entry.error
+
+    async def _until(self, position: int) -> None:
+        while self._answered < position:
+            await self._progress.wait()
+
+    # --- shipping -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ship until cancelled."""
+        while True:
+            while not self._entries:
+                self._some = trio.Event()
+                await self._some.wait()
+            await self._ship_batch(self.take_batch())
+
+    def take_batch(self) -> list[Entry]:
+        """The oldest operations, as many as go into one message. They stay in the journal until they are answered."""
+        batch: list[Entry] = []
+        room = BATCH_BYTES
+        for entry in self._entries:
+            if batch and (len(batch) >= BATCH_ITEMS or room < entry.size_bytes):
+                break
+            batch.append(entry)
+            room -= entry.size_bytes
+        return batch
+
+    async def _ship_batch(self, batch: list[Entry]) -> None:
+        life = self._lives
+        try:
+            executed = await self._ship(tuple(BatchItem(entry.operation, entry.keep_open) for entry in batch))
+        except FsError as error:
+            if life == self._lives:
+                self._end(batch, dict.fromkeys(range(len(batch)), error))
+            return
+        if life == self._lives:
+            self._end(
+                batch, {refused.index: error_from_wire(refused.error, refused.text) for refused in executed.errors}
+            )
+
+    def _end(self, batch: list[Entry], errors: dict[int, FsError]) -> None:
+        for index, entry in enumerate(batch):
+            assert self._entries[0] is entry, "the journal is answered in order"
+            self._entries.popleft()
+            entry.error = errors.get(index)
+            self._answer(entry)
+        self._wake()
+
+    def _answer(self, entry: Entry) -> None:
+        self.size_bytes -= entry.size_bytes
+        self._answered = entry.position
+        for ino in entry.inos:
+            if self._last.get(ino) == entry.position:
+                del self._last[ino]
+        if entry.new is not None:
+            self._new.pop(entry.new, None)
+        self._ended(entry)
+
+    def _wake(self) -> None:
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    def lose(self, error: FsError) -> int:
+        """The session is gone: nothing of what is here will be carried out. How many operations that are."""
+        lost = len(self._entries)
+        self._lives += 1
+        while self._entries:
+            entry = self._entries.popleft()
+            entry.error = error
+            self._answer(entry)
+        self._wake()
+        return lost
