@@ -395,12 +395,6 @@ class Contents(Storing):
 
     async def _truncate(self, caller: Caller, file: File, size: int) -> None:
         session = self._core.session.id
-        file.dirty.cut(size)
-        file.size = min(file.size, size)
-        if size == 0:
-            file.touched = False
-            file.times = None
-        self.account(file)
         while file.unwritten:
             await self._flush(file)
         content = file.content
@@ -423,6 +417,7 @@ class Contents(Storing):
         self._truncated(file, content, await self._commit(file, operation, session))
 
     def _truncated(self, file: File, before: Content, inode: Inode) -> None:
+        file.dirty.cut(inode.size)  # only now: readers meanwhile would have seen what the server still had
         inline = before.inline[: inode.size].ljust(inode.size, b"\0") if inode.data == NO_DATA else b""
         file.content = Content(inode.data, inline, inode.size, inode.trim_end)
         file.size = max(inode.size, file.dirty.end)
@@ -432,6 +427,7 @@ class Contents(Storing):
         self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)
         if inode.data == NO_DATA:
             self._fix_cached_inline(file.ino, inline)
+        self.account(file)
 
     def set_times(self, file: File, atime_ns: int | None, mtime_ns: int | None) -> None:
         """Under the exclusive lease, as a write: told to the server with the next flush."""
