@@ -8,6 +8,7 @@ Families of the key-value store, all numbers big-endian:
     flight   pg u32, data u64, index u32           epoch u64, version u64: the last change of the chunk that perhaps not
                                                    all members have (R7)
     store    "format"                              "1"; a directory whose store was made and lacks it has lost its index
+    store    "light", "deep"                       time in ns, u64: when the last scrub of that kind ended
 
 A record:
 

@@ -12,6 +12,7 @@ from functools import partial
 import trio
 
 from chunkserver import replica, resync
+from chunkserver.budget import Rate, Turns
 from chunkserver.carrier import Carrier
 from chunkserver.members import RETRY_S, Members, together
 from chunkserver.replica import Group, RowChanged
@@ -30,13 +31,20 @@ MAX_RESYNCING = 4
 PUSHES_AT_ONCE = 4  # chunks of one group
 PAGE = 1000
 RESYNC_RETRY_S = 5.0
+MERE_MOVE = 1000  # urgency
 
 
 class Leader:
     """Also the keeper of every Group, whatever this node's part in it."""
 
     def __init__(
-        self, nursery: trio.Nursery, store: ChunkStore, membership: Membership, members: Members, carrier: Carrier
+        self,
+        nursery: trio.Nursery,
+        store: ChunkStore,
+        membership: Membership,
+        members: Members,
+        carrier: Carrier,
+        resync_bytes_per_s: int = 0,
     ) -> None:
         self._nursery = nursery
         self._store = store
@@ -47,7 +55,9 @@ class Leader:
         self._changed: dict[PgId, trio.Event] = {}
         self._scopes: dict[PgId, trio.CancelScope] = {}
         self._settling = trio.Semaphore(MAX_SETTLING)
-        self._resyncing = trio.Semaphore(MAX_RESYNCING)
+        self._resyncing = Turns(MAX_RESYNCING)
+        self._rate = Rate(resync_bytes_per_s)
+        self.resynced_bytes = 0
 
     def group(self, pg: PgId) -> Group:
         group = self._groups.get(pg)
@@ -148,7 +158,7 @@ class Leader:
     async def _fill_members(self, group: Group, row: Row) -> None:
         for member in row.syncing:
             while True:
-                async with self._resyncing:
+                async with self._resyncing.turn(self._urgency(row)):
                     pushed, failed = await self._fill(group, row, member)
                 if not failed:
                     break
@@ -159,6 +169,12 @@ class Leader:
                 await self._membership.change_row(Promote(group.pg, row.epoch, self._membership.me, member))
                 group.check_still(row)
                 await trio.sleep(RETRY_S)
+
+    def _urgency(self, row: Row) -> int:
+        """Groups with the fewest copies first; those that only move last."""
+        pool = self._membership.pool(row.pg)
+        missing = 0 if pool is None else pool.replicas - len(row.in_sync)
+        return len(row.in_sync) if missing > 0 else MERE_MOVE
 
     async def _fill(self, group: Group, row: Row, member: Member) -> tuple[int, int]:
         """How many chunks were pushed, and how many could not be read here: without them there is no promotion."""
@@ -178,12 +194,14 @@ class Leader:
 
     async def _push(self, group: Group, row: Row, member: Member, failed: list[ChunkId], chunk: ChunkId) -> None:
         """The chunk's present state, whatever it is by now, to one syncing member."""
+        await self._rate.take(self._store.look(group.pg, chunk).length)
         async with self._carrier.locks.hold((group.pg, chunk)):
             group.check_still(row)
             try:
                 await self._carrier.mend(group, row, chunk)
                 message, data = await self._carrier.whole(group, row, chunk, group.next_order(row.epoch))
                 await self._members.ask(group, row, member, replica.as_resync(message), data)
+                self.resynced_bytes += len(data)
             except (CorruptData, NoSpace) as error:
                 failed.append(chunk)
                 log.error("chunk %s of placement group %d: %s", chunk, group.pg, error)

@@ -18,15 +18,18 @@ from chunkserver.identity import Identity, begin_life, check_file_system, save
 from chunkserver.leader import Leader
 from chunkserver.members import Members
 from chunkserver.opening import SEGMENT_SIZE, open_store
+from chunkserver.probe import Prober
 from chunkserver.report import Membership, Registration
+from chunkserver.scrub import DEEP, LIGHT, Scrubber
 from chunkserver.service import ChunkService
 from chunkserver.serving import Serving
 from chunkserver.store import ChunkStore
+from chunkserver.sweeper import Sweeper
 from fsd import __version__
 from fsd.cluster.map import ClusterMap
 from fsd.core.errors import ConfigurationError, ForeignFileSystem, NotServing
 from fsd.core.ids import NodeId
-from fsd.core.units import BLOCK_SIZE, GIB
+from fsd.core.units import BLOCK_SIZE, GIB, MIB
 from fsd.protocol.cluster import NodeLoad
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import only_error
@@ -44,7 +47,8 @@ MAP_RETRY_S = 0.2
 @dataclass(frozen=True, slots=True)
 class ChunkServerOptions:
     """`advertise`: the address that others use, if not the one that was bound. `weight`: capacity in bytes, if not the
-    disk's. `member_timeout_s`: how long a member may be silent before it is dropped from a row (R5)."""
+    disk's. `member_timeout_s`: how long a member may be silent before it is dropped from a row (R5). `resync_bytes_per_s`
+    and `scrub_bytes_per_s` bound what copying to other nodes and looking for rot may take; 0 is no bound."""
 
     listen: str
     metadata: tuple[str, ...]
@@ -54,6 +58,8 @@ class ChunkServerOptions:
     reserve_bytes: int = GIB
     segment_size: int = SEGMENT_SIZE
     member_timeout_s: float = 1.5
+    resync_bytes_per_s: int = 128 * MIB
+    scrub_bytes_per_s: int = 32 * MIB
 
 
 class ChunkServer:
@@ -79,6 +85,8 @@ class ChunkServer:
         self._store: ChunkStore | None = None
         self._membership: Membership | None = None
         self._carrier: Carrier | None = None
+        self._leader: Leader | None = None
+        self._scrubber: Scrubber | None = None
 
     @property
     def node(self) -> NodeId:
@@ -141,10 +149,16 @@ class ChunkServer:
         membership.me = self._identity.member
         members = Members(runtime, membership, peers, self._options.member_timeout_s)
         carrier = Carrier(nursery, store, membership, members)
-        leader = Leader(nursery, store, membership, members, carrier)
-        self._membership, self._carrier = membership, carrier
+        leader = Leader(nursery, store, membership, members, carrier, self._options.resync_bytes_per_s)
+        scrubber = Scrubber(
+            runtime, store, membership, members, carrier, leader, peers, self._options.scrub_bytes_per_s
+        )
+        self._membership, self._carrier, self._leader, self._scrubber = membership, carrier, leader, scrubber
+        nursery.start_soon(scrubber.run)
+        nursery.start_soon(Sweeper(store, membership, leader).run)
         serving = Serving(runtime, store, membership, members, leader, carrier)
-        return ChunkService(membership, serving, Follower(store, membership, leader))
+        prober = Prober(runtime, self._directory, membership, peers)
+        return ChunkService(membership, serving, Follower(store, membership, leader), scrubber, prober)
 
     async def _belong(self, registration: Registration) -> None:
         """Register, learn who we are, fetch the map; then heartbeats for ever."""
@@ -173,8 +187,12 @@ class ChunkServer:
         await membership.beat_for_ever(registration, self._load)
 
     def _load(self) -> NodeLoad:
-        store = self._store
+        store, carrier, leader, scrubber = self._store, self._carrier, self._leader, self._scrubber
         assert store is not None
+        assert carrier is not None
+        assert leader is not None
+        assert scrubber is not None
+        met_by_readers = carrier.repaired - scrubber.repairs_of_carrier
         machine = self._measure()
         return NodeLoad(
             total_bytes=store.total_bytes(),
@@ -184,6 +202,14 @@ class ChunkServer:
             memory_percent=machine.memory_percent,
             read_bytes=store.read_bytes,
             written_bytes=store.written_bytes,
+            stored_bytes=store.stored_bytes(),
+            resynced_bytes=leader.resynced_bytes,
+            rotten=scrubber.figures.rotten + met_by_readers,
+            repaired=scrubber.figures.repaired + met_by_readers,
+            lost=len(scrubber.lost),
+            light_scrub_s=scrubber.age_s(LIGHT),
+            deep_scrub_s=scrubber.age_s(DEEP),
+            version=__version__,
         )
 
     def _hello(self) -> Hello:

@@ -6,7 +6,9 @@ from typing import Any
 
 from chunkserver.carrier import Request
 from chunkserver.follower import Follower
+from chunkserver.probe import Prober
 from chunkserver.report import Membership
+from chunkserver.scrub import Scrubber
 from chunkserver.serving import Serving
 from fsd.cluster.map import pg_of, pool_of
 from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, Overloaded, ProtocolError
@@ -15,17 +17,22 @@ from fsd.core.units import MIB
 from fsd.protocol.chunk import (
     AskSpace,
     Change,
+    GetScrub,
     InspectChunks,
     InspectGroup,
     ListChunks,
     ListInFlight,
+    MendChunk,
+    ProbeNode,
     PullChunk,
     ReadChunk,
     ReadCopy,
     Replicate,
+    RunScrub,
     TruncateChunk,
     WriteChunk,
 )
+from fsd.protocol.cluster import Ping
 from fsd.protocol.metadata import MapChanged
 from fsd.rpc.connection import Peer
 from fsd.wire.frame import Buffer
@@ -34,7 +41,11 @@ MAX_BYTES_IN_WORK = 256 * MIB  # of clients' reads and writes
 
 
 class ChunkService:
-    def __init__(self, membership: Membership, serving: Serving, follower: Follower) -> None:
+    def __init__(
+        self, membership: Membership, serving: Serving, follower: Follower, scrubber: Scrubber, prober: Prober
+    ) -> None:
+        self._scrubber = scrubber
+        self._prober = prober
         self._membership = membership
         self._serving = serving
         self._follower = follower
@@ -74,6 +85,16 @@ class ChunkService:
                 return self._follower.inspect_group(message)
             case ReadCopy():
                 return await self._follower.read_copy(message)
+            case MendChunk():
+                return await self._scrubber.mend(message)
+            case RunScrub():
+                return self._scrubber.request(deep=message.deep)
+            case GetScrub():
+                return self._scrubber.status()
+            case ProbeNode():
+                return await self._prober.probe()
+            case Ping():
+                return self._prober.pong()
             case MapChanged():
                 self._membership.hear_of(message.map_epoch)
                 return None

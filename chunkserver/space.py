@@ -59,6 +59,10 @@ class BlockSpace:
     def total_bytes(self) -> int:
         return self._segments.space().total_bytes
 
+    def stored_bytes(self) -> int:
+        """In blocks that are in use."""
+        return (self._free.total - self._free.free) * BLOCK_SIZE
+
     def check(self, wanted: int, reserve_share: float) -> None:
         """Refuse early (R12): after this nothing may fail for want of space. Raises NoSpace."""
         free = self.free_bytes()

@@ -24,6 +24,7 @@ from chunkserver.index import (
     CHUNK,
     FLIGHT,
     PATCH,
+    STORE,
     BlockEntry,
     ChunkRecord,
     chunk_key,
@@ -90,6 +91,7 @@ class ChunkStore:
         self.written_bytes = 0
         self.free_bytes = space.free_bytes
         self.total_bytes = space.total_bytes
+        self.stored_bytes = space.stored_bytes
         self.is_low = space.is_low
 
     async def run(self) -> Never:
@@ -326,6 +328,19 @@ class ChunkStore:
             changes.append(KeyChange(CHUNK, key, None))
         changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(before.record, plan)]
         return changes
+
+    # --- when something was done last ----------------------------------------------------------------------------------
+
+    def noted_time(self, what: bytes) -> int | None:
+        """In nanoseconds since 1970."""
+        with self._watch:
+            value = self._keyvalue.get(STORE, what)
+        return None if value is None or len(value) != 8 else int.from_bytes(value, "big")
+
+    def note_time(self, what: bytes, time_ns: int) -> None:
+        """Durable some time later."""
+        with self._watch:
+            self._keyvalue.apply([KeyChange(STORE, what, time_ns.to_bytes(8, "big"))])
 
     # --- in flight ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import trio
 
+from fsd import __version__
 from fsd.core.errors import InvalidArgument
 from fsd.core.ids import NodeId
 from fsd.namespace import keys
@@ -18,7 +19,9 @@ from fsd.protocol.cluster import (
     Orphan,
     OrphansCollected,
     PauseMoves,
+    Ping,
     PlanReply,
+    Pong,
     RemoveNode,
     SetNode,
 )
@@ -46,6 +49,10 @@ class AdministrationService:
         self._authority = authority
         self._sessions = sessions
         self._collect = collect
+
+    async def ping(self, request: Ping) -> Pong:
+        await trio.lowlevel.checkpoint()
+        return Pong(self._clock.time_ns(), __version__)
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 

@@ -46,11 +46,11 @@ def may_receive(node: Node) -> bool:
 
 def water_fill(total: float, weights: Mapping[K, float], caps: Mapping[K, float]) -> dict[K, float]:
     """`total` divided by weights, nobody above its cap; what is capped goes to the others."""
-    filled = dict.fromkeys(weights, 0.0)
-    left = [key for key in weights if weights[key] > 0]
+    filled: dict[K, float] = dict.fromkeys(weights, 0.0)
+    left: list[K] = [key for key in weights if weights[key] > 0]
     while left:
         level = max(0.0, total) / sum(weights[key] for key in left)
-        capped = [key for key in left if level * weights[key] >= caps[key]]
+        capped: list[K] = [key for key in left if level * weights[key] >= caps[key]]
         for key in capped or left:
             filled[key] = min(caps[key], level * weights[key])
             total -= filled[key]

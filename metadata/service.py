@@ -93,6 +93,7 @@ class MetadataService:
             cluster.PauseMoves: administration.pause,
             cluster.GetPlan: administration.plan,
             cluster.GetDrain: administration.drain,
+            cluster.Ping: administration.ping,
             cluster.CollectOrphans: administration.collect_orphans,
         }
 

@@ -7,9 +7,11 @@ from typing import Any
 from fsd.cli.serve import SERVE_OPTIONS, Server, serve
 from fsd.core import config
 from fsd.core.config import Option
-from fsd.core.units import GIB, format_size
+from fsd.core.units import GIB, MIB, format_size
 
 DEFAULT_RESERVE = GIB
+DEFAULT_RESYNC_RATE = 128 * MIB
+DEFAULT_SCRUB_RATE = 32 * MIB
 
 OPTIONS: tuple[Option, ...] = (
     Option("data", config.path, "the server's data directory, on the disk that it owns", required=True, metavar="DIR"),
@@ -31,6 +33,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("advertise", config.address, "how others reach this server, if not by --listen", metavar="HOST:PORT"),
     Option("weight", config.size, "share of the data, in bytes (default: the disk's size)", metavar="SIZE"),
     Option("reserve", config.size, f"disk space never used (default {format_size(DEFAULT_RESERVE)})", metavar="SIZE"),
+    Option(
+        "resync_rate",
+        config.size,
+        f"bytes a second for copying to other nodes, 0: no bound (default {format_size(DEFAULT_RESYNC_RATE)})",
+        metavar="SIZE",
+    ),
+    Option(
+        "scrub_rate",
+        config.size,
+        f"bytes a second that a deep scrub reads, 0: no bound (default {format_size(DEFAULT_SCRUB_RATE)})",
+        metavar="SIZE",
+    ),
     *SERVE_OPTIONS,
 )
 
@@ -50,7 +64,9 @@ def run(settings: dict[str, Any]) -> int:
         zone=settings["zone"],
         advertise=settings["advertise"],
         weight=settings["weight"],
-        reserve_bytes=DEFAULT_RESERVE if settings["reserve"] is None else settings["reserve"],
+        reserve_bytes=_or(settings["reserve"], DEFAULT_RESERVE),
+        resync_bytes_per_s=_or(settings["resync_rate"], DEFAULT_RESYNC_RATE),
+        scrub_bytes_per_s=_or(settings["scrub_rate"], DEFAULT_SCRUB_RATE),
     )
 
     def make(runtime: Runtime, directory: DataDirectory) -> tuple[Server, Callable[[], Awaitable[None]]]:
@@ -58,3 +74,7 @@ def run(settings: dict[str, Any]) -> int:
         return server, server.goodbye
 
     return serve(settings, make)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "volume": "create, list, set, delete volumes",
     "node": "list, drain, weigh and remove chunkservers",
     "rebalance": "what moves between nodes; pause and resume it",
+    "scrub": "look for rot now and repair it",
     "info": "where the bytes of a file are",
     "fsck": "check the tree and the copies of every chunk",
     "version": "print versions",

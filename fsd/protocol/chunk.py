@@ -7,7 +7,7 @@ incarnation, activated and under its lease; it fetches the map first if `min_map
 from dataclasses import dataclass
 from enum import Enum
 
-from fsd.core.ids import ChunkId, Incarnation, MapEpoch, Order, PgEpoch, PgId, RequestNumber, SessionId
+from fsd.core.ids import ChunkId, Incarnation, MapEpoch, NodeId, Order, PgEpoch, PgId, RequestNumber, SessionId
 from fsd.wire.codec import wire
 
 
@@ -226,3 +226,73 @@ class SpaceLeft:
     """`low`: the disk is down to its reserve, which is kept for what was begun: begin no more writes (R12)."""
 
     low: bool
+
+
+# --- scrub ------------------------------------------------------------------------------------------------------------
+
+
+@wire(319)
+@dataclass(frozen=True, slots=True)
+class MendChunk:
+    """Member to primary: my copy fails its checksum. Answer: Done, when every member has a good one. Errors: StaleMap,
+    NotServing, CorruptData (there is none)."""
+
+    pg: PgId
+    epoch: PgEpoch
+    chunk: ChunkId
+
+
+@wire(320)
+@dataclass(frozen=True, slots=True)
+class RunScrub:
+    """From anybody: look through all copies here, soon. Answer: ScrubStatus."""
+
+    deep: bool
+
+
+@wire(321)
+@dataclass(frozen=True, slots=True)
+class GetScrub:
+    """Answer: ScrubStatus."""
+
+
+@wire(322)
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """Of the pass that runs or ran last; `rotten`, `repaired`: in this life of the node. `lost`: chunks without a good copy."""
+
+    running: bool
+    deep: bool
+    groups_done: int
+    groups: int
+    chunks: int
+    bytes: int
+    rotten: int
+    repaired: int
+    lost: int
+    spent_s: float
+
+
+@wire(323)
+@dataclass(frozen=True, slots=True)
+class ProbeNode:
+    """From anybody: how fast are this node's disk and its ways to the others? Answer: NodeProbe."""
+
+
+@wire(324)
+@dataclass(frozen=True, slots=True)
+class PeerLatency:
+    """`seconds` of one round trip; negative: no answer."""
+
+    node: NodeId
+    seconds: float
+
+
+@wire(325)
+@dataclass(frozen=True, slots=True)
+class NodeProbe:
+    """`sync_s`: the median time to make 4 KiB durable. `time_ns`: this node's clock."""
+
+    sync_s: float
+    time_ns: int
+    peers: tuple[PeerLatency, ...]

@@ -407,3 +407,16 @@ class OrphansCollected:
     """`taken`: these will be removed."""
 
     taken: tuple[DataId, ...]
+
+
+@wire(447)
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """To any server. Answer: Pong."""
+
+
+@wire(448)
+@dataclass(frozen=True, slots=True)
+class Pong:
+    time_ns: int
+    version: str

@@ -1,5 +1,6 @@
 """Faults that are none: nodes come, are drained, weighed, and go, while everything else goes wrong as well."""
 
+from fsd.cluster.map import Node
 from fsd.core.errors import FsError
 from fsd.core.ids import NodeId
 from fsd.protocol.cluster import PauseMoves, RemoveNode, SetNode
@@ -14,7 +15,7 @@ async def add_node(nemesis: Nemesis) -> None:
     if len(cluster.nodes) >= MOST_NODES:
         return
     number = 1 + max(int(name[1:]) for name in cluster.fabric.hosts if name.startswith("s"))
-    host = Host(cluster.kernel, cluster.fabric, cluster.nursery, f"s{number}", cluster._run_node)
+    host = Host(cluster.kernel, cluster.fabric, cluster.nursery, f"s{number}", cluster.run_node)
     cluster.nodes.append(host)
     host.boot()
 
@@ -71,7 +72,7 @@ async def try_once(nemesis: Nemesis, message: object) -> None:
         nemesis.kernel.trace("administrator", type(message).__name__, str(error))
 
 
-async def known(nemesis: Nemesis) -> list:
+async def known(nemesis: Nemesis) -> list[Node]:
     await nemesis.primary()
     return list(nemesis.cluster.map.nodes) if nemesis.cluster.map is not None else []
 
