@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,12 @@ from fsd.namespace.records import Volume
 from fsd.protocol.cluster import CreateVolume, NodeLoad, NodeStatus, SetVolume, StatusReply
 
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
 def fsd(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FSD_")}
+    clean["PYTHONPATH"] = str(REPOSITORY)
     return subprocess.run(
         [sys.executable, "-m", "fsd.cli", *words], capture_output=True, text=True, env=clean | environment, timeout=60
     )

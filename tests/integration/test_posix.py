@@ -1,5 +1,6 @@
 """POSIX by category, on a real mount, and what the other mount sees of it at once."""
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -102,11 +103,8 @@ def test_special_files(a: Path):
     os.mkfifo(a / "fifo")
     os.mknod(a / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     with socket.socket(socket.AF_UNIX) as sock:
-        os.chdir(a)  # the path of a socket is short
-        try:
+        with contextlib.chdir(a):  # the path of a socket is short
             sock.bind("sock")
-        finally:
-            os.chdir("/")
     kinds = {name: stat.S_IFMT(os.lstat(a / name).st_mode) for name in os.listdir(a)}
     assert kinds == {"fifo": stat.S_IFIFO, "device": stat.S_IFCHR, "sock": stat.S_IFSOCK}
     assert os.lstat(a / "device").st_rdev == os.makedev(1, 3)
