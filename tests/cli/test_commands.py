@@ -17,7 +17,6 @@ from fsd.core.ids import LayerId, NodeId, PoolId
 from fsd.namespace.records import Volume
 from fsd.protocol.cluster import CreateVolume, NodeLoad, NodeStatus, SetVolume, StatusReply
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

@@ -102,9 +102,8 @@ def test_links_of_both_kinds(a: Path):
 def test_special_files(a: Path):
     os.mkfifo(a / "fifo")
     os.mknod(a / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-    with socket.socket(socket.AF_UNIX) as sock:
-        with contextlib.chdir(a):  # the path of a socket is short
-            sock.bind("sock")
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.chdir(a):  # the path of a socket is short
+        sock.bind("sock")
     kinds = {name: stat.S_IFMT(os.lstat(a / name).st_mode) for name in os.listdir(a)}
     assert kinds == {"fifo": stat.S_IFIFO, "device": stat.S_IFCHR, "sock": stat.S_IFSOCK}
     assert os.lstat(a / "device").st_rdev == os.makedev(1, 3)
