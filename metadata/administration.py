@@ -146,6 +146,8 @@ class AdministrationService:
     def _is_nobodys(self, orphan: Orphan) -> bool:
         counters = self._store.counters()
         assert counters is not None
+        if self._store.raw("collect", keys.collect_key(orphan.data, 0)) is not None:
+            return False  # it is being removed already
         given = 0 < orphan.data < counters.next_id and 0 < orphan.end <= MAX_END
         return given and not any(live.state.owns(orphan.data) for live in self._sessions.all())
 

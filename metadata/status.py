@@ -106,6 +106,7 @@ class StatusService:
             self._authority.membership.moves_left(),
             self._authority.progress.left_s(self._clock.monotonic()),
             self._authority.membership.facts.paused,
+            single_copies(cluster),
         )
 
     def _node(self, node: Node) -> NodeStatus:
@@ -177,6 +178,16 @@ def health(cluster: ClusterMap) -> tuple[int, int, int]:
     for row in cluster.rows:
         counts[health_of(row, alive, pools[pool_of(row.pg)].replicas, len(cluster.nodes))] += 1
     return counts["in_sync"], counts["degraded"], counts["down"]
+
+
+def single_copies(cluster: ClusterMap) -> int:
+    """Rows with one living copy in sync, of more that are wanted."""
+    pools = {pool.pool: pool for pool in cluster.pools}
+    alive = {(node.node, node.incarnation) for node in cluster.nodes if node.state is NodeState.UP}
+    return sum(
+        pools[pool_of(row.pg)].replicas > 1 and sum(member in alive for member in row.in_sync) == 1
+        for row in cluster.rows
+    )
 
 
 def health_of(row: Row, alive: set[tuple[NodeId, int]], replicas: int, nodes: int) -> str:

@@ -1,8 +1,9 @@
-"""Check the whole file system: the tree's counts and links, and every chunk on all its nodes.
+"""Check the whole file system: the tree's counts and links, and every chunk on all its nodes; --repair mends chunks.
 
 The tree is compared with itself (at the metadata server), and the members of each placement group with each other; what
 no file refers to any more is counted. The cluster may be in use: what is in change is looked at again before it is
-called a fault.
+called a fault. With --repair, copies that differ are made equal by their primaries, and chunks that no file refers to, at
+two looks and for no live session, are removed. Faults of the tree are told, never guessed away.
 """
 
 import argparse
@@ -15,21 +16,36 @@ import trio
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
-from fsd.cluster.map import ClusterMap, Row
+from fsd.cluster.map import ClusterMap, NodeState, Row, pool_of
 from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.errors import FsError
-from fsd.core.ids import ChunkId, DataId, Ino, PgId
+from fsd.core.ids import ChunkId, DataId, Ino, PgId, PoolId
 from fsd.namespace.records import Volume
-from fsd.protocol.chunk import ChunkList, ChunkSummary, InspectGroup
-from fsd.protocol.cluster import DataPage, FsckReply, GetMap, ListData, ListVolumes, RunFsck
+from fsd.protocol.chunk import ChunkList, ChunkSummary, GetScrub, InspectGroup, RunScrub, ScrubStatus
+from fsd.protocol.cluster import (
+    CollectOrphans,
+    DataPage,
+    FsckReply,
+    GetMap,
+    GetStatus,
+    ListData,
+    ListVolumes,
+    Orphan,
+    OrphansCollected,
+    RunFsck,
+    StatusReply,
+)
 
 OPTIONS: tuple[Option, ...] = (
     *(option for option in CLUSTER_OPTIONS if option.name != "timeout_s"),
     Option("timeout_s", config.seconds, "give up after this many seconds", default=3600.0, metavar="S"),
     Option("tree_only", config.switch, "do not look at chunks", default=False, switch=True),
+    Option("repair", config.switch, "make copies equal, remove chunks of no file", default=False, switch=True),
     JSON,
 )
+SECOND_LOOK_S = 5.0
+SCRUB_POLL_S = 0.5
 PAGE = 1000
 ATTEMPTS = 5  # how often something that differs is looked at again
 PAUSE_S = 0.5
@@ -44,6 +60,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     async def check(cluster: Cluster) -> dict[str, Any]:
+        if settings["repair"]:
+            return await repair_all(cluster)
         return await check_all(cluster, tree_only=settings["tree_only"])
 
     found = run_with_cluster(settings, check)
@@ -57,6 +75,8 @@ def run(settings: dict[str, Any]) -> int:
             f"{found['dentries']} names, {found['chunks']} chunks in {found['copies']} copies; "
             f"{found['unreferenced']} files' data to be collected; {len(found['faults'])} faults"
         )
+        if settings["repair"]:
+            print(f"repaired: {found['mended']} copies mended, data of {found['removed']} files that are gone removed")
     return exits.OK if found["clean"] else exits.FAILED
 
 
@@ -76,6 +96,49 @@ async def check_all(cluster: Cluster, *, tree_only: bool) -> dict[str, Any]:
         "unreferenced": chunks.unreferenced,
         "faults": faults,
     }
+
+
+async def repair_all(cluster: Cluster) -> dict[str, Any]:
+    """Mend, then check: what is left is a fault. The JSON output has `mended` and `removed` besides."""
+    mended = await _make_equal(cluster)
+    first = await _orphans(cluster)
+    await trio.sleep(SECOND_LOOK_S if first else 0)
+    second = await _orphans(cluster) if first else {}
+    orphans = [second[data] for data in sorted(second) if data in first]
+    removed = 0
+    for start in range(0, len(orphans), PAGE):
+        reply: OrphansCollected = await cluster.ask(CollectOrphans(tuple(orphans[start : start + PAGE])))
+        removed += len(reply.taken)
+    return await check_all(cluster, tree_only=False) | {"mended": mended, "removed": removed}
+
+
+async def _make_equal(cluster: Cluster) -> int:
+    """A light scrub on every node; how many copies were mended."""
+    status: StatusReply = await cluster.ask(GetStatus())
+    nodes = [entry.node.address for entry in status.nodes if entry.node.state is NodeState.UP]
+    before = [await cluster.ask_node(address, RunScrub(False)) for address in nodes]
+    mended = 0
+    for address, old in zip(nodes, before, strict=True):
+        now: ScrubStatus = await cluster.ask_node(address, GetScrub())
+        while now.running:
+            await trio.sleep(SCRUB_POLL_S)
+            now = await cluster.ask_node(address, GetScrub())
+        mended += now.repaired - old.repaired
+    return mended
+
+
+async def _orphans(cluster: Cluster) -> dict[DataId, Orphan]:
+    """Data ids with chunks and without a file. The files are looked at after the chunks."""
+    cluster_map: ClusterMap = (await cluster.ask(GetMap())).map
+    groups = {row.pg: Group() for row in cluster_map.rows}
+    await _check_groups(cluster, cluster_map, sorted(groups), groups)
+    ends: dict[tuple[DataId, PoolId], int] = {}
+    for pg in sorted(groups):
+        for chunk in groups[pg].chunks:
+            key = (chunk.data, pool_of(pg))
+            ends[key] = max(ends.get(key, 0), (chunk.index + 1) * cluster_map.chunk_size)
+    live = await live_data(cluster)
+    return {data: Orphan(data, pool, end) for (data, pool), end in ends.items() if data not in live}
 
 
 @dataclass(slots=True)

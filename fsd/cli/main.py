@@ -21,6 +21,9 @@ COMMANDS: dict[str, str] = {
     "mount": "mount a volume",
     "umount": "unmount it, everything written back",
     "status": "health, nodes, placement groups, sessions, volumes",
+    "top": "the cluster at a glance, again and again",
+    "doctor": "what would happen if a node died; disks, clocks, latencies, versions",
+    "explain": "what a code of status or doctor means, and what to do",
     "volume": "create, list, set, delete volumes",
     "node": "list, drain, weigh and remove chunkservers",
     "rebalance": "what moves between nodes; pause and resume it",
@@ -73,7 +76,7 @@ def run_command(name: str, words: Sequence[str], environment: Mapping[str, str])
     try:
         settings = _settings(module, name, words, environment)
         return module.run(settings)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
         from fsd.cli.failure import report

@@ -6,6 +6,7 @@ from typing import Any
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.health import OK, reasons, word
 from fsd.cluster.map import Node, NodeState
 from fsd.core.config import Option
 from fsd.core.units import format_size
@@ -31,18 +32,21 @@ async def get_status(cluster: Cluster) -> StatusReply:
 
 def health(status: StatusReply) -> tuple[str, str]:
     """("ok" | "degraded" | "down", one line for people)."""
-    away = sum(node.node.state is not NodeState.UP for node in status.nodes)
-    facts: list[str] = []
-    if not status.nodes:
-        facts.append("no chunkserver has registered")
-    if away:
-        facts.append(f"{away} of {len(status.nodes)} nodes not up")
-    if status.down:
-        facts.append(f"{status.down} of {status.total} placement groups not served")
-    if status.degraded:
-        facts.append(f"{status.degraded} of {status.total} placement groups with too few copies")
-    word = "down" if status.down or not status.nodes else "degraded" if facts else "ok"
-    return word, f"{word}: {', '.join(facts)}" if facts else f"ok: {len(status.nodes)} nodes up, all copies in sync"
+    found = reasons(status)
+    state = word(found)
+    if state == OK:
+        return state, f"ok: {len(status.nodes)} nodes up, all copies in sync"
+    return state, f"{state}: {'; '.join(reason.text for reason in found if reason.severity != OK)}"
+
+
+def work_line(status: StatusReply) -> str:
+    """What is being repaired and moved, and for how long; empty if nothing is."""
+    work = [f"{status.repairing} to repair"] if status.repairing else []
+    work += [f"{status.moving} to move"] if status.moving else []
+    if not work:
+        return ""
+    left = "unknown time" if status.left_s < 0 else f"about {period(status.left_s)}"
+    return f"; {', '.join(work)}, {left} left"
 
 
 def node_row(status: NodeStatus) -> dict[str, object]:
@@ -61,10 +65,22 @@ def node_row(status: NodeStatus) -> dict[str, object]:
         "total_bytes": load.total_bytes,
         "free_bytes": load.free_bytes,
         "chunks": load.chunks,
+        "stored_bytes": load.stored_bytes,
+        "resynced_bytes": load.resynced_bytes,
+        "rotten": load.rotten,
+        "repaired": load.repaired,
+        "lost": load.lost,
+        "light_scrub_s": _age(load.light_scrub_s),
+        "deep_scrub_s": _age(load.deep_scrub_s),
+        "version": load.version,
         "cpu_percent": load.cpu_percent,
         "memory_percent": load.memory_percent,
         "last_heartbeat_s": round(status.last_heartbeat_s, 3),
     }
+
+
+def _age(seconds: float) -> float | None:
+    return None if seconds < 0 else round(seconds)
 
 
 def volume_row(volume: Volume) -> dict[str, object]:
@@ -83,10 +99,11 @@ def volume_row(volume: Volume) -> dict[str, object]:
 
 def document(status: StatusReply) -> dict[str, object]:
     """The JSON output; its fields are told in docs/cli.md."""
-    word, line = health(status)
+    state, line = health(status)
     return {
-        "health": word,
+        "health": state,
         "summary": line,
+        "reasons": [{"code": r.code, "severity": r.severity, "text": r.text} for r in reasons(status)],
         "file_system": status.file_system,
         "version": status.version,
         "map_epoch": status.map_epoch,
@@ -97,6 +114,11 @@ def document(status: StatusReply) -> dict[str, object]:
             "in_sync": status.in_sync,
             "degraded": status.degraded,
             "down": status.down,
+            "one_copy": status.single,
+            "repairing": status.repairing,
+            "moving": status.moving,
+            "paused": status.paused,
+            "left_s": None if status.left_s < 0 else round(status.left_s, 1),
         },
         "sessions": [
             {
@@ -119,7 +141,9 @@ def table(status: StatusReply) -> str:
     lines = [
         f"health      {health(status)[1]}",
         f"cluster     {status.file_system}, map epoch {status.map_epoch}, up {status.uptime_s:.0f} s",
-        f"groups      {status.total}: {status.in_sync} in sync, {status.degraded} degraded, {status.down} down",
+        f"groups      {status.total}: {status.in_sync} in sync, {status.degraded} degraded, {status.down} down"
+        + work_line(status),
+        *(f"{reason.code:<11} {reason.text}" for reason in reasons(status)),
         "",
         *node_table(status.nodes),
         "",

@@ -245,6 +245,7 @@ class StatusReply:
     moving: int = 0  # moves of groups that are under way or planned
     left_s: float = -1.0  # until all that is done, at the present speed; negative: unknown
     paused: bool = False  # moves, by an administrator
+    single: int = 0  # groups with one copy left, of more that are wanted
 
 
 @wire(430)

@@ -1,5 +1,6 @@
 """The command line without a cluster: help, faults in one line each, exit codes, shapes of JSON."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fsd.cli import exits, failure, fsck, status, volume
-from fsd.cli.main import COMMANDS
-from fsd.cluster.map import Node, NodeState
+from fsd.cli import doctor, exits, failure, fsck, health, status, top, volume
+from fsd.cli.main import COMMANDS, main
+from fsd.cluster.map import ClusterMap, Node, NodeState, Pool, Row
 from fsd.core import errors
-from fsd.core.ids import LayerId, NodeId, PoolId
+from fsd.core.ids import Incarnation, LayerId, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from fsd.namespace.records import Volume
 from fsd.protocol.cluster import CreateVolume, NodeLoad, NodeStatus, SetVolume, StatusReply
 
@@ -136,7 +137,13 @@ def a_status(**changes) -> StatusReply:
 def test_status_has_the_promised_fields():
     document = json.loads(json.dumps(status.document(a_status())))
     assert document["health"] == "ok"
-    assert document["placement_groups"] == {"total": 4, "in_sync": 4, "degraded": 0, "down": 0}
+    groups = document["placement_groups"]
+    assert {key: groups[key] for key in ("total", "in_sync", "degraded", "down")} == {
+        "total": 4,
+        "in_sync": 4,
+        "degraded": 0,
+        "down": 0,
+    }
     assert document["nodes"][0]["state"] == "up"
     assert document["sessions"] == []
     assert document["volumes"][0]["name"] == "default"
@@ -146,10 +153,40 @@ def test_status_has_the_promised_fields():
 def test_health_says_what_is_wrong():
     assert status.health(a_status(in_sync=3, degraded=1)) == (
         "degraded",
-        "degraded: 1 of 4 placement groups with too few copies",
+        "degraded: 1 of 4 placement groups have too few copies",
     )
     assert status.health(a_status(down=1))[0] == "down"
     assert status.health(a_status(state=NodeState.DOWN))[0] == "degraded"
+
+
+def test_every_reason_has_a_code_that_is_explained(capsys):
+    node = Node(NodeId(1), 1, "h:1", "a", 1, NodeState.DOWN, draining=True)
+    silent = Node(NodeId(2), 1, "h:2", "a", 1, NodeState.UP, full=True)
+    load = NodeLoad(total_bytes=100, free_bytes=0, lost=1, repaired=2, deep_scrub_s=1e9, version="2")
+    bad = a_status(down=1, degraded=2, single=1, moving=3, paused=True, repairing=1, left_s=90.0)
+    bad = dataclasses.replace(bad, nodes=(NodeStatus(node, load, -1.0), NodeStatus(silent, NodeLoad(), 5.0)))
+    found = health.reasons(bad)
+    assert {reason.code for reason in found} == set(health.CODES) - {"FSD-N2", "FSD-N4", "FSD-V1"}
+    assert found[0].severity == health.DOWN
+    assert "about 90 s left" in status.table(bad)
+    assert top.page(bad, bad, 1.0)
+    assert main(["explain", "fsd-g3"]) == exits.OK
+    assert "one copy left" in capsys.readouterr().out
+    assert main(["explain", "FSD-X9"]) == exits.FAILED
+
+
+def test_doctor_tells_what_a_death_would_do():
+    nodes = tuple(Node(NodeId(n), 1, f"h{n}:1", "z", 1, NodeState.UP) for n in (1, 2, 3))
+    one, two, three = (Member(node.node, Incarnation(1)) for node in nodes)
+    rows = (
+        Row(PgId(1 << 16), PgEpoch(1), one, (one, two), (), (one, two), True),
+        Row(PgId(1 << 16 | 1), PgEpoch(1), three, (three,), (), (three,), True),
+    )
+    pool = Pool(PoolId(1), 2, 2)
+    cluster = ClusterMap(MapEpoch(1), "f", 1, 2, nodes, (pool,), rows, (), SessionId(1))
+    assert doctor.if_died(cluster, set()) == doctor.Loss(0, 1, 1)
+    assert doctor.if_died(cluster, {NodeId(1)}) == doctor.Loss(0, 2, 2)
+    assert doctor.if_died(cluster, {NodeId(3)}) == doctor.Loss(1, 0, 0)
 
 
 def test_volume_requests():
