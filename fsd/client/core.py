@@ -419,6 +419,10 @@ class Core:
         """For resuming: files that are open or dirty first, then the most recently used; what does not fit is let go."""
         first: list[HeldLease] = []
         rest: list[HeldLease] = []
+        for file in self.files.values():
+            if file.handles and self.leases.find(file.ino) is None:  # it may be made by a request whose answer was lost
+                file.told_open = True
+                first.append(HeldLease(file.ino, LeaseMode.NONE, True))
         for lease in reversed(list(self.leases.oldest())):
             file = self.files.get(lease.ino)
             is_open = file is not None and file.handles > 0

@@ -209,3 +209,5 @@ class LogWatch(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
             self.bugs.append(f"{where}: {record.name}: {text}")
+        elif "was answered here and is refused" in text:
+            self.bugs.append(f"{where}: {record.name}: {text}")

@@ -17,8 +17,12 @@ import chunkserver.store
 import fsd.client.chunks
 import fsd.client.contents
 import fsd.client.core
+import fsd.client.journal
 import fsd.client.leases
+import fsd.client.local
+import fsd.client.overlap
 import fsd.client.session
+import fsd.client.tree
 import fsd.client.writeback
 import metadata.leases
 import metadata.live
@@ -259,6 +263,80 @@ def show_what_was_cut() -> list[Patch]:
     return [(fsd.client.contents.Contents, "clear_behind", clear_behind)]
 
 
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+def release_before_shipping() -> list[Patch]:
+    return [(fsd.client.core.Core, "ship_before_release", nothing_async)]
+
+
+def lose_from_a_batch(which: slice) -> list[Patch]:
+    ship = fsd.client.session.Session.execute_batch
+
+    async def shipped(self: Any, items: tuple[Any, ...]) -> Any:
+        lost = items[which] if len(items) > 2 else ()
+        return await ship(self, tuple(item for item in items if item not in lost))
+
+    return [(fsd.client.session.Session, "execute_batch", shipped)]
+
+
+def lose_the_end_of_a_batch() -> list[Patch]:
+    return lose_from_a_batch(slice(-1, None))
+
+
+def lose_the_middle_of_a_batch() -> list[Patch]:
+    return lose_from_a_batch(slice(1, 2))
+
+
+def carry_out_a_batch_twice() -> list[Patch]:
+    remembered = metadata.sessions.Session.remembered
+
+    def forgotten(self: Any, number: Any) -> Any:
+        record = remembered(self, number)
+        return None if record is not None and record.item_count else record
+
+    return [(metadata.sessions.Session, "remembered", forgotten)]
+
+
+def complete_for_ever() -> list[Patch]:
+    is_complete = fsd.client.tree.Tree.is_complete
+    seen: dict[tuple[int, Any], bool] = {}
+
+    def once_complete(self: Any, parent: Any) -> bool:
+        key = (id(self), parent)
+        seen[key] = seen.get(key, False) or is_complete(self, parent)
+        return seen[key]
+
+    return [(fsd.client.tree.Tree, "is_complete", once_complete)]
+
+
+def exclusive_beside_shared() -> list[Patch]:
+    def compatible(held: Any, wanted: Any) -> bool:
+        return (held, wanted).count(metadata.leases.LeaseMode.EXCLUSIVE) < 2
+
+    return [(metadata.leases, "compatible", compatible)]
+
+
+def keep_the_journal_of_an_evicted_session() -> list[Patch]:
+    """What was done under the leases of a dead session is told in the name of the next."""
+    lose = fsd.client.journal.Journal.lose
+
+    def kept(self: Any, error: Any) -> int:
+        entries = list(self._entries)
+        lost = lose(self, error)
+        for entry in entries:
+            entry.error = None
+            entry.ticket = fsd.client.overlap.Overlaps().begin((), change=True, here=True)
+            self.append(entry)
+        return lost
+
+    return [(fsd.client.journal.Journal, "lose", kept)]
+
+
+def promise_without_the_lease() -> list[Patch]:
+    return [(fsd.client.local.Local, "is_held", always)]
+
+
 crashes, cuts, rot, power, moments = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER), tuple(MOMENTS)
 isolate = {
     "faults": (Nemesis.cut_primary_from_authority, Nemesis.pause_primary),
@@ -292,6 +370,7 @@ stranded = {
     "steps": 40,
     "think_s": 0.05,
 }
+names = {"clients": 3, "workers": 2, "steps": 40, "think_s": 0.05}
 three = {"nodes": 4, "replicas": 3, "min_replicas": 1}
 
 MUTATIONS = [
@@ -322,4 +401,12 @@ MUTATIONS = [
     Mutation("lose the end of a flush", lose_the_end_of_a_flush, 10),
     Mutation("commit the size before the bytes", commit_the_size_before_the_bytes, 40, {"faults": crashes}),
     Mutation("show what was cut", show_what_was_cut, 40),
+    Mutation("release before shipping", release_before_shipping, 20, names),
+    Mutation("lose the end of a batch", lose_the_end_of_a_batch, 20, names),
+    Mutation("lose the middle of a batch", lose_the_middle_of_a_batch, 20, names),
+    Mutation("carry out a batch twice", carry_out_a_batch_twice, 60, {**names, "faults": (Nemesis.lose_answer,)}),
+    Mutation("complete for ever", complete_for_ever, 20, names),
+    Mutation("exclusive beside shared", exclusive_beside_shared, 20, names),
+    Mutation("promise without the lease", promise_without_the_lease, 20, names),
+    Mutation("keep the journal of an evicted session", keep_the_journal_of_an_evicted_session, 60, {**evict, **names}),
 ]
