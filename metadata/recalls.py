@@ -1,11 +1,15 @@
-"""Taking leases back: ask every holder at once, wait, and evict who does not answer."""
+"""Taking leases back: ask every holder at once and wait; evict who is gone, or renews and never gives back.
+
+A holder that keeps its session alive may be waiting for a chunkserver's fail-over to write back what it has answered for:
+evicting it would turn that pause into lost bytes. So its session's ttl is no limit for it, only PATIENCE_TTLS of them are.
+"""
 
 import logging
 
 import trio
 
 from fsd.core.errors import FsError, Unreachable
-from fsd.core.ids import SessionId
+from fsd.core.ids import Ino, SessionId
 from fsd.protocol.metadata import LeaseMode, Recall, Recalled, RecallItem, Release
 from fsd.runtime import Clock
 from metadata.leases import Conflict, InodeKey
@@ -15,6 +19,7 @@ from metadata.sessions import DRIFT
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.02  # before a holder that answered without giving up is asked again
+PATIENCE_TTLS = 30  # how long a holder that renews may take to write back, in ttls: five minutes
 
 
 class Recaller:
@@ -48,10 +53,25 @@ class Recaller:
         assert live is not None, f"session {holder} is gone and holds leases"
         now = self._clock.monotonic()
         await trio.sleep(max(self._sessions.leases.hold_left_s(conflict, now) for conflict in conflicts))
-        with trio.move_on_after(self._sessions.table.ttl_s * (1 + DRIFT)) as patience:
+        ino = conflicts[0].key.ino
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._grow_impatient, live, ino)
+            nursery.start_soon(self._end_with, live, nursery.cancel_scope)
             await self._ask_until_released(live, conflicts)
-        if patience.cancelled_caught:
-            await self._sessions.evict(live, f"did not give up its lease on inode {conflicts[0].key.ino}")
+            nursery.cancel_scope.cancel()
+
+    @staticmethod
+    async def _end_with(live: LiveSession, scope: trio.CancelScope) -> None:
+        await live.gone.wait()
+        scope.cancel()
+
+    async def _grow_impatient(self, live: LiveSession, ino: Ino) -> None:
+        ttl_s = self._sessions.table.ttl_s * (1 + DRIFT)
+        for waited in range(1, PATIENCE_TTLS):
+            await trio.sleep(ttl_s)
+            log.warning("session %d has not given up inode %d for %.0f s", live.state.session, ino, waited * ttl_s)
+        await trio.sleep(ttl_s)
+        await self._sessions.evict(live, f"did not give up its lease on inode {ino}")
 
     async def _ask_until_released(self, live: LiveSession, conflicts: list[Conflict]) -> None:
         while not live.gone.is_set():

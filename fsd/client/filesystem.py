@@ -34,7 +34,7 @@ from fsd.runtime import Runtime
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-OPEN_PATIENCE_S = 10.0
+OPEN_PATIENCE_S = 30.0  # longer than the grace after a restart of the metadata server, in which nobody new is let in
 CLOSE_PATIENCE_S = 60.0
 ROOT = Caller(0, 0)
 
