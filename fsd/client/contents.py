@@ -30,7 +30,7 @@ from fsd.core.errors import (
     StaleHandle,
     WriteLost,
 )
-from fsd.core.ids import DataId, Ino
+from fsd.core.ids import DataId, Ino, SessionId
 from fsd.core.units import BLOCK_SIZE, MAX_FILE_SIZE, MIB
 from fsd.namespace.operations import SetAttributes, Truncate
 from fsd.namespace.records import NO_DATA, Inode
@@ -175,17 +175,31 @@ class Contents(Storing):
             raise InvalidArgument(f"write at {offset}")
         if not len(data):
             return 0
-        await self._wait_for_room(file)
-        while not self.holds(file, LeaseMode.EXCLUSIVE):
-            await self.acquire(file, LeaseMode.EXCLUSIVE)
+        await self._may_write(file)
         at = file.size if handle.flags & os.O_APPEND else offset
         if at + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"write of {len(data)} bytes at {at}: a file has at most {MAX_FILE_SIZE}")
-        file.write(at, data, self._core.session.now_ns(), self._core.runtime.clock.monotonic())
-        self.account(file)
+        self._take(file, at, data)
         if handle.flags & (os.O_SYNC | os.O_DSYNC):
             await self.write_back(file)
         return len(data)
+
+    async def write_pages(self, file: File, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Take mapped pages that the kernel above writes back: in place through whatever handle, and never behind the end,
+        which another client may have moved since they were written."""
+        await self._may_write(file)
+        inside = memoryview(data)[: max(0, file.size - offset)]
+        if len(inside):
+            self._take(file, offset, inside)
+
+    async def _may_write(self, file: File) -> None:
+        await self._wait_for_room(file)
+        while not self.holds(file, LeaseMode.EXCLUSIVE):
+            await self.acquire(file, LeaseMode.EXCLUSIVE)
+
+    def _take(self, file: File, offset: int, data: bytes | bytearray | memoryview) -> None:
+        file.write(offset, data, self._core.session.now_ns(), self._core.runtime.clock.monotonic())
+        self.account(file)
 
     async def _wait_for_room(self, file: File) -> None:
         """Back-pressure: a writer waits until less than the budget is dirty; told if its file cannot be written back."""
@@ -372,7 +386,7 @@ class Contents(Storing):
     # --- size and attributes ------------------------------------------------------------------------------------------
 
     async def truncate(self, caller: Caller, file: File, size: int) -> None:
-        """Set the size, durably."""
+        """Set the size."""
         if size < 0:
             raise InvalidArgument(f"a size of {size}")
         if size > MAX_FILE_SIZE:
@@ -395,6 +409,8 @@ class Contents(Storing):
 
     async def _truncate(self, caller: Caller, file: File, size: int) -> None:
         session = self._core.session.id
+        if size == 0 and await self._emptied_here(caller, file, session):
+            return
         while file.unwritten:
             await self._flush(file)
         content = file.content
@@ -415,6 +431,22 @@ class Contents(Storing):
             self._core.volume.layer, self._core.session.now_ns(), caller.uid, caller.gid, file.ino, size, new_data
         )
         self._truncated(file, content, await self._commit(file, operation, session))
+
+    async def _emptied_here(self, caller: Caller, file: File, session: SessionId) -> bool:
+        """Empty the file, and what is unwritten with it, in one step that the journal tells; False if that cannot be."""
+        await self._core.journal.room()
+        content = file.content
+        if content is None:
+            return False
+        layer = self._core.volume.layer
+        operation = Truncate(layer, self._core.session.now_ns(), caller.uid, caller.gid, file.ino, 0)
+        entry = self._core.local.change(operation, session)
+        if entry is None or entry.subject is None:
+            return False
+        file.touched = False
+        file.times = None
+        self._truncated(file, content, entry.subject)
+        return True
 
     def _truncated(self, file: File, before: Content, inode: Inode) -> None:
         file.dirty.cut(inode.size)  # only now: readers meanwhile would have seen what the server still had

@@ -239,6 +239,10 @@ class FileSystem:
         """Taken into memory under the exclusive lease; see fsync."""
         return await self._bounded(self._contents.write(handle, offset, data))
 
+    async def write_pages(self, handle: FileHandle, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """As `write`, for mapped pages that the kernel writes back: never an append, never behind the end."""
+        await self._bounded(self._contents.write_pages(handle.file, offset, data))
+
     async def flush(self, handle: FileHandle) -> None:
         """close(2): raises a write-back error that this handle has not been told yet."""
         error = handle.untold_error()

@@ -97,6 +97,10 @@ class Extras:
         now = self._companion.current()
         return Caller(now.uid, now.gid, 0) if now.kills_privileges else None
 
+    def from_page_cache(self) -> bool:
+        """First in `write`: whether these are mapped pages, not a process's write(2)."""
+        return self._companion.current().from_page_cache
+
     async def kill_privileges(self, ino: Ino, caller: Caller) -> None:
         """Take the set-id bits away that a write by this caller takes. Costs a look into the cache if there are none."""
         inode: Inode | None = self._operations.fs.peek(ino)

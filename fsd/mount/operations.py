@@ -262,7 +262,11 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         handle = self.file(fh)
         killer = self.extras.privilege_killer() if self.extras is not None else None
+        from_page_cache = self.extras is not None and self.extras.from_page_cache()
         with self.at_work(handle.ino):
+            if from_page_cache:  # through any handle of the file that may write, one for appending too
+                await self.fs.write_pages(handle, off, buf)
+                return len(buf)
             if killer is not None and self.extras is not None:
                 await self.extras.kill_privileges(handle.ino, killer)
             written = await self.fs.write(handle, off, buf)
