@@ -7,6 +7,7 @@ import os
 import sys
 
 from tests.conformance.run import run, table
+from tests.conformance.trial import CASES
 
 
 def main() -> int:
@@ -14,11 +15,13 @@ def main() -> int:
     parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="the first is the model, e.g. on ext4")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--category", action="append", default=[])
+    parser.add_argument("--skip", action="append", default=[], metavar="CATEGORY")
     parser.add_argument("--match", default="", help="only cases with this in their names")
     words = parser.parse_args()
     if os.geteuid():
         parser.error("needs root: it acts as several users")
-    columns = {directory: run(directory, words.category, words.match) for directory in words.directories}
+    wanted = [name for name in words.category or CASES if name not in words.skip]
+    columns = {directory: run(directory, wanted, words.match) for directory in words.directories}
     if words.json:
         told = {d: {c: dataclasses.asdict(f) for c, f in figures.items()} for d, figures in columns.items()}
         print(json.dumps(told, indent=1))

@@ -66,7 +66,7 @@ def two_handles_see_each_other(t: Trial) -> None:
         t.same(os.pread(two, 100, 5), b"\0\0\0\0\0")
 
 
-@case("rw")
+@case("sparse")
 def files_as_large_as_they_may_be(t: Trial) -> None:
     with opened("f") as fd:
         for offset in (4 * (1 << 30) - 1, TERA, 8 * TERA - 3):

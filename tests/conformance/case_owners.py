@@ -323,7 +323,7 @@ def what_changes_which(t: Trial) -> None:
 def same_seen_through_every_way(t: Trial) -> None:
     write("f", b"x" * 10)
     with opened("f", os.O_RDWR) as fd:
-        for number in range(5):
+        for _ in range(5):
             os.write(fd, b"y")
             t.same(os.fstat(fd).st_mtime_ns, os.stat("f").st_mtime_ns)
             t.same(os.fstat(fd).st_size, os.stat("f").st_size)
