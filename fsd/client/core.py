@@ -28,7 +28,7 @@ from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
 from fsd.core.errors import FsError, SessionEvicted, StaleHandle, Unreachable, WriteLost
 from fsd.core.ids import Ino, MapEpoch, SessionId
-from fsd.namespace.operations import Operation
+from fsd.namespace.operations import Operation, Truncate
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.cluster import GetMap, MapReply
 from fsd.protocol.metadata import (
@@ -264,8 +264,8 @@ class Core:
         for ino in entry.inos:
             self.tree.drop(ino)
             file = self.files.get(ino)
-            if file is not None and ino == entry.new:
-                file.fail(WriteLost(f"inode {ino} could not be made: {error}"))
+            if file is not None and (ino == entry.new or isinstance(entry.operation, Truncate)):
+                file.fail(WriteLost(f"inode {ino} is not as it was said to be: {error}"))
             self.nursery.start_soon(self.invalidate_kernel, ino)
 
     def _discarded(self, file: File) -> None:

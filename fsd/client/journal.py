@@ -3,10 +3,11 @@
     append ──> waiting ──> under way (one batch at a time, in order) ──> answered
                   └──────────────┴──── the session is evicted ──> lost
 
-What is shipped is always a prefix (I15): a batch leaves when the one before it is answered, with all that has gathered
-meanwhile, so a lone operation leaves at once and a burst travels together. Nothing in the journal waits for anybody else:
-the leases are here. Barriers wait for a prefix too: `settle` up to the last operation that touched an inode (a recall, an
-fsync), `drain` for all. Bounded in operations and bytes: `room` makes the next caller wait.
+What is shipped is always a prefix (I15). A batch leaves when the one before it is answered and somebody waits for it, or it
+is large enough, or LINGER_S have passed: every batch costs the server a flush of its disk, for which the answers to other
+requests wait too (cp -r of a cold tree took twice as long while single operations left at once). Nothing in the journal waits
+for anybody else: the leases are here. Barriers wait for a prefix too: `settle` up to the last operation that touched an inode
+(a recall, an fsync), `drain` for all. Bounded in operations and bytes: `room` makes the next caller wait.
 """
 
 import logging
@@ -29,6 +30,7 @@ MAX_ITEMS = 16_384
 MAX_BYTES = 32 << 20
 BATCH_ITEMS = 512
 BATCH_BYTES = 1 << 20
+LINGER_S = 0.05
 ITEM_BYTES = 160  # of an operation without its contents, names and all, about
 
 
@@ -75,7 +77,9 @@ class Journal:
         self._appended = 0
         self._answered = 0
         self._lives = 0
+        self._wanted = 0  # somebody waits until all up to this position is answered
         self._some = trio.Event()
+        self._hurry = trio.Event()
         self._progress = trio.Event()
         self.size_bytes = 0
 
@@ -90,6 +94,7 @@ class Journal:
     async def room(self) -> None:
         """Back-pressure: return when there is room for one more."""
         while self.is_full():
+            self._hurry.set()
             await self._progress.wait()
 
     def append(self, entry: Entry) -> Entry:
@@ -103,7 +108,12 @@ class Journal:
         if entry.new is not None:
             self._new[entry.new] = None
         self._some.set()
+        if self._is_worth_a_batch():
+            self._hurry.set()
         return entry
+
+    def _is_worth_a_batch(self) -> bool:
+        return len(self._entries) >= BATCH_ITEMS or self.size_bytes >= BATCH_BYTES or self.is_full()
 
     # --- barriers -----------------------------------------------------------------------------------------------------
 
@@ -130,7 +140,9 @@ class Journal:
             raise entry.error
 
     async def _until(self, position: int) -> None:
+        self._wanted = max(self._wanted, position)
         while self._answered < position:
+            self._hurry.set()
             await self._progress.wait()
 
     # --- shipping -----------------------------------------------------------------------------------------------------
@@ -141,7 +153,18 @@ class Journal:
             while not self._entries:
                 self._some = trio.Event()
                 await self._some.wait()
-            await self._ship_batch(self.take_batch())
+            await self._gather()
+            batch = self.take_batch()
+            if batch:  # else the session was evicted meanwhile
+                await self._ship_batch(batch)
+
+    async def _gather(self) -> None:
+        """Wait for company, unless somebody waits for us."""
+        if self._wanted > self._answered or self._is_worth_a_batch():
+            return
+        self._hurry = trio.Event()
+        with trio.move_on_after(LINGER_S):
+            await self._hurry.wait()
 
     def take_batch(self) -> list[Entry]:
         """The oldest operations, as many as go into one message. They stay in the journal until they are answered."""

@@ -311,3 +311,32 @@ async def test_two_clients_that_change_one_directory_both_get_on(autojump_clock:
             nursery.start_soon(work, b, b"b")
         assert len(await names(a, directory)) == 100
         assert await names(b, directory) == await names(a, directory)
+
+
+async def test_a_file_is_emptied_and_written_anew_without_waiting(autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        await warm(a)
+        inode, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
+        plugged = unplug(a)
+        for text in (b"long and first", b"second", b""):
+            again = await a.open(inode.ino, os.O_RDWR | os.O_TRUNC)
+            assert (await a.getattr(inode.ino)).size == 0
+            await a.write(again, 0, text)
+            assert await a.read(handle, 0, 100) == text
+            await a.release(again)
+        await a.write(handle, 0, b"third")
+        plugged.set()
+        await a.release(handle)
+        assert await get(b, b"f") == b"third"
+
+
+async def test_a_large_file_is_emptied_and_its_chunks_go(autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        await warm(a)
+        await put(a, b"f", bytes(600 * KIB))
+        await a.sync()
+        ino = (await a.lookup(1, b"f")).ino
+        handle = await a.open(ino, os.O_RDWR | os.O_TRUNC)
+        await a.write(handle, 100 * KIB, b"end")
+        await a.release(handle)
+        assert await get(b, b"f") == bytes(100 * KIB) + b"end"

@@ -223,11 +223,9 @@ class Cluster:
 
     def kill_client(self, host: Host) -> None:
         client = host.process.app if host.process is not None else None
-        since = self.history.tick()
         host.kill()
         if isinstance(client, Client):
-            client.look_at_session()
-            client.lost(since)
+            client.lost(client.session_seen)  # it may have been evicted since then, and never have heard of it
 
     # --- looking ---
 

@@ -389,7 +389,7 @@ class Client:
         self.unsynced: list[bytes] = []
         self.evictions = 0
         self._handles: dict[bytes, FileHandle] = {}
-        self._session_seen = history.tick()
+        self.session_seen = history.tick()
 
     async def learn(self) -> None:
         for name in DIRECTORIES:
@@ -417,8 +417,8 @@ class Client:
         if evictions != self.evictions:
             self.evictions = evictions
             self.unsynced.clear()
-            self.lost(self._session_seen)
-        self._session_seen = self.history.tick()
+            self.lost(self.session_seen)
+        self.session_seen = self.history.tick()
 
     def lost(self, since: int) -> None:
         end = self.history.tick()
