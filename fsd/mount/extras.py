@@ -4,6 +4,7 @@ Not here on purpose: lseek and copy_file_range. Without them the kernel answers 
 (data everywhere, a hole at the end) and copies through the page cache, both without a request more.
 """
 
+import contextlib
 import errno
 import stat
 from typing import TYPE_CHECKING
@@ -13,14 +14,15 @@ import trio
 
 from fsd.client.file import FileHandle
 from fsd.client.filesystem import Caller
+from fsd.core.errors import NoAttribute
 from fsd.core.ids import Ino
 from fsd.core.units import MIB
 from fsd.mount.companion import CallerContext, Companion, FileLock
 from fsd.mount.edge import edge
 from fsd.mount.locks import LocalLocks
 from fsd.mount.notify import invalidate_attributes
-from fsd.namespace.records import Inode
-from fsd.namespace.rules import mode_without_privileges
+from fsd.namespace.records import Inode, InodeFlag
+from fsd.namespace.rules import CAPABILITY, mode_without_privileges
 
 if TYPE_CHECKING:
     from fsd.mount.operations import Operations
@@ -39,6 +41,7 @@ class Extras:
         self._operations = operations
         self._locks = LocalLocks()
         self._threads = trio.CapacityLimiter(THREADS)
+        self._wrote: dict[int, None] = {}  # handles through which was written
         self._cached: dict[Ino, None] = {}  # inodes whose pages the kernel may have; no more than it has inodes
 
     @property
@@ -62,6 +65,7 @@ class Extras:
 
     def releasing(self, fh: int) -> None:
         """In `release`: what was locked through the handle goes with it."""
+        self._wrote.pop(fh, None)
         self._locks.released(fh)
 
     # --- space --------------------------------------------------------------------------------------------------------
@@ -110,6 +114,19 @@ class Extras:
         if mode != inode.mode:
             await self._operations.fs.setattr(Caller(0, 0, 0), ino, mode=stat.S_IMODE(mode))
             invalidate_attributes(ino)  # no answer on this way tells the kernel the mode
+
+    async def kill_capability(self, ino: Ino, fh: int) -> None:
+        """Any write takes a file's capabilities away. The server does that too when the bytes arrive there; here it is seen
+        to once for each handle, so that nobody runs the changed program with them before."""
+        if fh in self._wrote:
+            return
+        inode = self._operations.fs.peek(ino)
+        if inode is None:
+            inode = await self._operations.fs.getattr(ino)
+        if inode.flags & InodeFlag.HAS_XATTRS:
+            with contextlib.suppress(NoAttribute):
+                await self._operations.fs.removexattr(Caller(0, 0, 0), ino, CAPABILITY)
+        self._wrote[fh] = None
 
     # --- EXPLICIT_INVAL_DATA: an append goes past the kernel's pages, and nobody but us drops what it makes old ----------
 

@@ -4,10 +4,12 @@ What the kernel may cache, and how long, is asked synchronously right before an 
 pyfuse3's reply, so an answer that raced with a recall carries time-out 0, and one that did not is invalidated after it.
 """
 
+import dataclasses
 import errno
 import logging
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
 from fsd.client.file import DirectoryHandle, FileHandle
 from fsd.client.filesystem import Caller, FileSystem
-from fsd.core.errors import NotFound, StaleHandle
+from fsd.core.errors import FsError, NotFound, StaleHandle
 from fsd.core.ids import Ino
 from fsd.core.units import NAME_MAX
 from fsd.mount.attributes import absent_entry, entry_attributes
@@ -27,6 +29,7 @@ from fsd.mount.edge import edge
 from fsd.mount.extras import Extras
 from fsd.namespace.keys import FIRST_COOKIE
 from fsd.namespace.records import Inode
+from fsd.namespace.rules import CAPABILITY
 from fsd.protocol.metadata import DirectoryEntry
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 CONCURRENT_ATTRIBUTES = 32
 _BLOCK = 4096  # f_bsize, f_frsize
 _REFUSED_XATTRS = (b"system.posix_acl_", b"security.")  # kept by nobody here, so that nobody trusts in them
+_EXCHANGE = 2  # renameat2(2)
+_TRUSTED = b"trusted."  # root's alone to see
 
 
 @dataclass(slots=True)
@@ -60,6 +65,7 @@ class Operations(pyfuse3.Operations):
         self._attached: FileSystem | None = None
         self._lookups: Counter[int] = Counter()
         self._files: dict[int, FileHandle] = {}
+        self._gone: dict[int, Inode] = {}  # directories removed here that the kernel still knows; as many at most
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
         self._busy: Counter[int] = Counter()
@@ -100,6 +106,8 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         parent = Ino(parent_inode)
+        if parent in self._gone:
+            raise NotFound(f"directory {parent} was removed")
         if name in (b".", b".."):
             inode = await self.fs.getattr(parent)
             return self._entry(inode if name == b"." else await self.fs.getattr(inode.parent), parent)
@@ -118,6 +126,7 @@ class Operations(pyfuse3.Operations):
                     self._lookups[ino] = left
                     continue
                 del self._lookups[ino]
+                self._gone.pop(ino, None)
                 if self.extras is not None:
                     self.extras.forgotten(Ino(ino))
                 self.fs.forget(Ino(ino))
@@ -164,7 +173,9 @@ class Operations(pyfuse3.Operations):
     @edge
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: pyfuse3.RequestContext) -> None:
         with self.at_work(parent_inode):
+            directory = await self._directory_at(Ino(parent_inode), name)
             await self.fs.rmdir(_caller(ctx), Ino(parent_inode), name)
+            self._remember_gone(directory)
 
     @edge
     async def rename(
@@ -177,9 +188,26 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         with self.at_work(parent_inode_old, parent_inode_new):
+            overwrites = not int(flags) & _EXCHANGE
+            directory = await self._directory_at(Ino(parent_inode_new), name_new) if overwrites else None
             await self.fs.rename(
                 _caller(ctx), Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, int(flags)
             )
+            self._remember_gone(directory)
+
+    async def _directory_at(self, parent: Ino, name: bytes) -> Inode | None:
+        """The directory that is about to be removed, which the kernel has just looked up; None if it does not matter."""
+        try:
+            inode = await self.fs.lookup(parent, name)
+        except FsError:
+            return None  # whatever it is, the operation will meet it too
+        return inode if inode.is_directory and inode.ino in self._lookups else None
+
+    def _remember_gone(self, directory: Inode | None) -> None:
+        """A process may still be in a removed directory, or have it open: it must be able to ask for its attributes."""
+        if directory is not None and directory.ino in self._lookups:
+            now_ns = time.time_ns()
+            self._gone[directory.ino] = dataclasses.replace(directory, nlink=0, ctime_ns=now_ns)
 
     @edge
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
@@ -189,6 +217,8 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if inode in self._gone:
+            return entry_attributes(self._gone[inode], 0, 0)
         with self.at_work(inode):  # the kernel may ask while it holds a directory's lock, to check permissions
             return self._attributes(await self.fs.getattr(Ino(inode)))
 
@@ -269,6 +299,8 @@ class Operations(pyfuse3.Operations):
                 return len(buf)
             if killer is not None and self.extras is not None:
                 await self.extras.kill_privileges(handle.ino, killer)
+            if self.extras is not None:
+                await self.extras.kill_capability(handle.ino, fh)
             written = await self.fs.write(handle, off, buf)
             if self.extras is not None and handle.flags & os.O_APPEND:
                 await self.extras.appended(handle.ino, off)
@@ -295,12 +327,16 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
+        if inode in self._gone:
+            return self._remember(self._directories, OpenDirectory(Ino(inode), DirectoryHandle(Ino(inode))))
         handle = await self.fs.open_directory(Ino(inode))
         return self._remember(self._directories, OpenDirectory(Ino(inode), handle))
 
     @edge
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
+        if directory.ino in self._gone:
+            return  # POSIX: no entries, not even "." and ".."
         with self.at_work(directory.ino):
             await self._readdir(directory, start_id, token)
 
@@ -317,7 +353,9 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        await self.fs.fsync_directory(self._directories[fh].ino)
+        ino = self._directories[fh].ino
+        if ino not in self._gone:
+            await self.fs.fsync_directory(ino)
 
     async def _dots(self, directory: OpenDirectory, start_id: int, token: pyfuse3.ReaddirToken) -> bool:
         """ "." and ".."; these are not looked up, so nothing is counted."""
@@ -381,25 +419,31 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if name.startswith(_REFUSED_XATTRS):
+        if name.startswith(_REFUSED_XATTRS) and not self._keeps_capabilities(name):
             raise pyfuse3.FUSEError(errno.ENOTSUP)
         with self.at_work(inode):
             await self.fs.setxattr(_caller(ctx), Ino(inode), name, value, 0)
 
     @edge
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        if name.startswith(_REFUSED_XATTRS):  # the kernel asks for security.capability at every write
+        if name.startswith(_REFUSED_XATTRS) and not self._keeps_capabilities(name):
+            # without the companion the kernel asks for security.capability at every write
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR if name.startswith(b"security.") else errno.ENOTSUP)
         return await self.fs.getxattr(Ino(inode), name)
 
     @edge
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[XAttrNameT]:
-        return [XAttrNameT(name) for name in await self.fs.listxattr(Ino(inode))]
+        names = await self.fs.listxattr(Ino(inode))
+        return [XAttrNameT(name) for name in names if ctx.uid == 0 or not name.startswith(_TRUSTED)]
 
     @edge
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: pyfuse3.RequestContext) -> None:
         with self.at_work(inode):
             await self.fs.removexattr(_caller(ctx), Ino(inode), name)
+
+    def _keeps_capabilities(self, name: bytes) -> bool:
+        """With the companion they are taken away by whoever writes, so they may be kept."""
+        return name == CAPABILITY and self.extras is not None
 
     def _entry_ttl_s(self, parent: Ino) -> float:
         return self.fs.entry_ttl_s(parent) if self.names_may_be_cached else 0.0

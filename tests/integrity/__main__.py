@@ -40,8 +40,11 @@ def main() -> int:
                 Exercise(settings, seed).run(words.operations)
         except Exception:
             traceback.print_exc()
-            again = [word for word in sys.argv[1:]]
-            print(f"reproduce: python -m tests.integrity {' '.join(again)} --seed {seed} --seeds 1")
+            again = [f"--operations {words.operations}", f"--max-size {words.max_size}", f"--seed {seed}"]
+            again += [f"--check-every {words.check_every}"]
+            again += [f"--second {words.second}"] * bool(words.second)
+            again += ["--no-maps"] * words.no_maps + ["--sparse"] * words.sparse
+            print(f"reproduce: python -m tests.integrity {words.directory} {' '.join(again)}")
             return 1
         done += words.operations
     print(f"{done} operations, no mismatch, {time.monotonic() - began:.1f} s")
