@@ -258,6 +258,8 @@ class Contents(Storing):
         try:
             async with self._flush_room(file):
                 await self.write_back(file, once=True)
+        except StaleHandle:
+            log.debug("inode %d was removed before it was written back", file.ino)
         except FsError as error:
             log.warning("inode %d was not written back, will try again: %s", file.ino, error)
             file.retry_at = self._core.runtime.clock.monotonic() + RETRY_S
@@ -330,7 +332,7 @@ class Contents(Storing):
     async def _flush(self, file: File) -> None:
         """One round: take, write, commit. The flush lock is held."""
         session = self._core.session.id
-        losses = file.losses
+        losses, errors = file.losses, file.error_count
         file.flushing = file.dirty.take(TAKE_BYTES)
         file.touched = bool(file.dirty)
         file.flushes_begun += 1
@@ -358,7 +360,10 @@ class Contents(Storing):
                 self._drain()
             raise
         if file.losses != losses:
-            raise WriteLost(f"writes to inode {file.ino} are lost: its session is gone")
+            self.account(file)
+            if file.error_count != errors:
+                raise WriteLost(f"writes to inode {file.ino} are lost: its session is gone")
+            return  # its last name was removed meanwhile: nobody can read them
         if file.times is times:
             file.times = None
         file.flushes_complete = max(file.flushes_complete, number)

@@ -340,3 +340,20 @@ async def test_a_large_file_is_emptied_and_its_chunks_go(autojump_clock: Clock) 
         await a.write(handle, 100 * KIB, b"end")
         await a.release(handle)
         assert await get(b, b"f") == bytes(100 * KIB) + b"end"
+
+
+async def test_files_removed_while_they_are_written_back_are_no_loss(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster() as made, made.mount() as a:
+        await warm(a)
+        plugged = unplug(a)
+        for number in range(20):
+            await put(a, b"f%d" % number, b"bytes")
+        await trio.sleep(2)
+        for number in range(20):
+            await a.unlink(ROOT, 1, b"f%d" % number)
+        plugged.set()
+        await a.sync()
+        assert a.statistics()["dirty bytes"] == 0
+        assert [record for record in caplog.records if record.name == "fsd.client.contents"] == []
