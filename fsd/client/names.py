@@ -354,7 +354,11 @@ class Names:
             file.discard()
             self._contents.account(file)
         if file is None or file.handles == 0:
-            self._core.leases.surrendered(ino)
+            if file is not None:
+                file.told_open = False
+            lease = self._core.leases.find(ino)
+            if lease is not None:  # given back, not just forgotten: the server may have kept the inode, or not touched it
+                self._core.leases.lower_usable(lease, LeaseMode.NONE)
             self._core.forget(ino)
 
     def _removed_others(self, child: Ino, executed: Executed) -> None:
