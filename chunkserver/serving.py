@@ -92,10 +92,10 @@ class Serving:
         row = self._check(group, request.session)
         await self._carrier.mend(group, row, request.chunk)
         present = self._store.look(group.pg, request.chunk)
+        replica.check_copies(row, self._membership.pool(group.pg))  # R4 holds for what is told again as well
         if replica.already_applied(last_requests(group, present), request.session, request.number):
             await self._store.durable()
             return ChunkWritten(present.order, present.length)
-        replica.check_copies(row, self._membership.pool(group.pg))
         if request.change is Change.WRITE:
             await self._members.check_space(row)
 

@@ -145,6 +145,7 @@ class Membership:
             self.facts.rows[record.row.pg] = record.row
             self.facts.former[record.row.pg] = record.former
         self._lives = {node: Life(now, lost_since=now) for node in self.facts.nodes}
+        self._unconfirmed: dict[NodeId, None] = {}  # got their number in this life and were not heard with it yet
         self._doomed: dict[tuple[PgId, Member], float] = {}
         self._dropped: dict[tuple[PgId, NodeId], float] = {}
         self._closed: dict[SessionId, None] = {}
@@ -165,6 +166,7 @@ class Membership:
         if known is None:
             node = self.facts.next_node
             self.facts.next_node = NodeId(node + 1)
+            self._unconfirmed[node] = None
         else:
             node = known.node
             self._check_incarnation(known, incarnation)
@@ -189,6 +191,7 @@ class Membership:
             return False
         life = self._lives[member.node]
         life.heard, life.ever_heard = now, True
+        self._unconfirmed.pop(member.node, None)
         return True
 
     def revive(self, member: Member) -> None:
@@ -570,7 +573,7 @@ class Membership:
                 raise ForeignFileSystem(f"node {node} is not known here")
             return known
         for other in self.nodes.values():  # the answer to its first registration was lost
-            if (other.address, other.incarnation) == (address, incarnation) and not self._lives[other.node].ever_heard:
+            if other.address == address and other.incarnation <= incarnation and other.node in self._unconfirmed:
                 return other
         return None
 

@@ -467,6 +467,23 @@ def test_the_weight_that_was_set_outlives_a_restart_of_the_node():
     assert scene.machine.nodes[NodeId(1)].weight == 1000
 
 
+def test_a_new_disk_at_an_old_address_is_a_new_node_also_for_a_restarted_authority():
+    scene = Scene(2)
+    old = MapHead(MapEpoch(3), tuple(scene.machine.nodes.values()), (), (), SessionId(1), NodeId(3))
+    restarted = Membership(old, (), now=0.0, grace_s=GRACE_S, rebuild_after_s=REBUILD_S)
+    node = restarted.register(NodeId(0), 1, "host1:1", "zone1", 1000, False, 1.0)
+    assert node == 3
+
+
+def test_a_node_whose_first_registration_was_not_answered_gets_the_same_number():
+    fresh = machine()
+    first = fresh.register(NodeId(0), 1, "host1:1", "zone1", 1000, False, 1.0)
+    assert fresh.register(NodeId(0), 1, "host1:1", "zone1", 1000, False, 2.0) == first
+    assert fresh.register(NodeId(0), 2, "host1:1", "zone1", 1000, False, 2.0) == first
+    assert fresh.heartbeat(Member(first, Incarnation(2)), 3.0)
+    assert fresh.register(NodeId(0), 3, "host1:1", "zone1", 1000, False, 4.0) != first
+
+
 def test_fullness_does_not_go_to_and_fro():
     assert not is_full(False, 100, 11)
     assert is_full(False, 100, 10)

@@ -3,6 +3,7 @@
 R6, I2    a read is answered under a lower epoch after another node has answered one under a higher
 R7        a member follows a primary of a lower epoch that asked after the member had promised a higher one
 order     a group's primary gives the same order twice
+R4        a change is acknowledged by a primary whose row has fewer members than min_replicas
 """
 
 from collections.abc import Callable
@@ -66,6 +67,13 @@ class Observer:
             self._read(end.host, request.where.pg, request.where.pg_epoch)
         elif frame.type == number_of(ChunkWritten):
             self._written(request, decode_number(frame.type, frame.message))
+            self._copies(end, request.where.pg)
+
+    def _copies(self, end: End, pg: PgId) -> None:
+        membership: Any = getattr(end.process.app, "_membership", None)
+        row, pool = (None, None) if membership is None else (membership.row(pg), membership.pool(pg))
+        if row is not None and pool is not None and len(row.members()) < pool.min_replicas:
+            self._fail(f"{end.host} acknowledges a change in group {pg} with {len(row.members())} copies")
 
     def _life(self, end: End, pg: PgId) -> tuple[str, int, PgId]:
         return end.host, end.process.number, pg
