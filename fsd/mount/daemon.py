@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import math
 import os
@@ -17,12 +18,12 @@ from fsd import __version__
 from fsd.client.filesystem import open_filesystem
 from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, MissingOnHost
 from fsd.mount import mountinfo
-from fsd.mount.companion import SessionInfo, SessionSettings
+from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSettings
 from fsd.mount.companion import load as load_companion
 from fsd.mount.extras import Extras
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
-from fsd.mount.options import MountOptions
+from fsd.mount.options import MountOptions, SessionOptions
 from fsd.rpc.client import ChannelPool
 from fsd.runtime import Runtime
 from fsd.wire.handshake import Hello
@@ -107,10 +108,10 @@ def _explain_timeout(request: MountRequest, operations: Operations) -> None:
 async def _serve(
     request: MountRequest, operations: Operations, notifier: Notifier, ready: Callable[[str], None]
 ) -> None:
-    companion = load_companion()
+    companion = load_companion() if request.options.session.companion else None
     if companion is not None:
         operations.extras = Extras(companion, operations)
-        companion.install(operations.extras, SessionSettings(kill_privileges=True), _log_session)
+        companion.install(operations.extras, session_settings(request.options.session), _log_session)
     with _explained_by_stderr(request.mountpoint):
         pyfuse3.init(operations, request.mountpoint, fuse_options(request))
     mount: mountinfo.Mount | None = None
@@ -123,6 +124,7 @@ async def _serve(
             mountinfo.remember_daemon(mount)
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, request.mountpoint)
+            await nursery.start(_tell_on_signal, operations, companion)
             log.info("mounted %s on %s, pid %d", request.source, request.mountpoint, os.getpid())
             nursery.start_soon(_announce, request, ready)
             await (pyfuse3.main if companion is None else companion.main)(IDLE_HANDLERS, MAX_HANDLERS)
@@ -132,6 +134,32 @@ async def _serve(
         pyfuse3.close(unmount=True)
         if mount is not None:
             mountinfo.forget_daemon(mount)
+
+
+def session_settings(options: SessionOptions) -> SessionSettings:
+    flags, cleared = SessionSettings().set_flags, SessionSettings().clear_flags
+    if not options.parallel_dirops:
+        flags &= ~InitFlag.PARALLEL_DIROPS
+    if not options.explicit_invalidation:
+        flags, cleared = flags & ~InitFlag.EXPLICIT_INVAL_DATA, cleared & ~InitFlag.AUTO_INVAL_DATA
+    return SessionSettings(
+        set_flags=flags,
+        clear_flags=cleared,
+        kill_privileges=options.kill_privileges,
+        max_background=options.max_background,
+    )
+
+
+async def _tell_on_signal(
+    operations: Operations, companion: Companion | None, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """SIGUSR1: one line in the log with what was asked of us and of the servers so far."""
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        task_status.started()
+        async for _ in signals:
+            asked = companion.request_counts() if companion is not None else {}
+            figures = {"kernel": asked, "client": dict(operations.fs.statistics())}
+            log.info("statistics %s", json.dumps(figures, sort_keys=True))
 
 
 def _log_session(info: SessionInfo) -> None:

@@ -51,6 +51,13 @@ class OpenDirectory:
     pending: list[DirectoryEntry] = field(default_factory=list[DirectoryEntry])
 
 
+@dataclass(slots=True, frozen=True, eq=False)
+class ReadUnderWay:
+    ino: Ino
+    offset: int
+    answered: trio.Event  # its answer is sent before anybody who waits for this runs
+
+
 class Operations(pyfuse3.Operations):
     """One mount's handlers. `deadline_s` None waits for ever (hard)."""
 
@@ -65,6 +72,7 @@ class Operations(pyfuse3.Operations):
         self._attached: FileSystem | None = None
         self._lookups: Counter[int] = Counter()
         self._files: dict[int, FileHandle] = {}
+        self._reads: dict[int, dict[int, ReadUnderWay]] = {}
         self._gone: dict[int, Inode] = {}  # directories removed here that the kernel still knows; as many at most
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
@@ -285,8 +293,32 @@ class Operations(pyfuse3.Operations):
         handle = self.file(fh)
         if self.extras is not None:
             self.extras.reading(handle.ino)
-        with self.at_work(handle.ino):
-            return await self.fs.read(handle, off, size)
+        with self.at_work(handle.ino), self._reading(handle.ino, off) as read:
+            data = await self.fs.read(handle, off, size)
+            if not data:
+                await self._answered_below(read)
+            return data
+
+    @contextmanager
+    def _reading(self, ino: Ino, offset: int) -> Generator[ReadUnderWay]:
+        reads = self._reads.setdefault(ino, {})
+        read = ReadUnderWay(ino, offset, trio.Event())
+        reads[id(read)] = read
+        try:
+            yield read
+        finally:
+            del reads[id(read)]
+            if not reads:
+                del self._reads[ino]
+            read.answered.set()
+
+    async def _answered_below(self, read: ReadUnderWay) -> None:
+        """Wait for the reads under way at lower offsets. From an answer that comes short the kernel learns where the file ends
+        (another client may have made it shorter), but believes only the first of those that it has asked for at once: an
+        empty one, from wholly behind the end, would make it show zeroes up to there."""
+        for other in list(self._reads[read.ino].values()):
+            if other.offset < read.offset:
+                await other.answered.wait()
 
     @edge
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

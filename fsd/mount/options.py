@@ -21,7 +21,30 @@ _CLIENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "write_back_age": ("write_back_age_s", config.seconds),
     "read_ahead": ("read_ahead_bytes", config.size),
 }
+_SESSION = {  # what is asked of the kernel; for measuring, each can be left out
+    "parallel_dirops": ("parallel_dirops", True),
+    "noparallel_dirops": ("parallel_dirops", False),
+    "killpriv": ("kill_privileges", True),
+    "nokillpriv": ("kill_privileges", False),
+    "explicit_inval": ("explicit_invalidation", True),
+    "noexplicit_inval": ("explicit_invalidation", False),
+    "companion": ("companion", True),
+    "nocompanion": ("companion", False),
+}
 DEFAULT_READ_AHEAD_KIB = 1024
+DEFAULT_MAX_BACKGROUND = 64
+MAX_BACKGROUND = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How the FUSE session is asked for (docs/companion.md)."""
+
+    companion: bool = True
+    parallel_dirops: bool = True
+    kill_privileges: bool = True
+    explicit_invalidation: bool = True
+    max_background: int = DEFAULT_MAX_BACKGROUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +53,7 @@ class MountOptions:
     allow_other: bool | None = None  # None: if we are root
     read_only: bool = False
     kernel_read_ahead_kib: int = DEFAULT_READ_AHEAD_KIB
+    session: SessionOptions = SessionOptions()
     client: ClientOptions = ClientOptions()
 
 
@@ -38,6 +62,7 @@ def parse(text: str, client_name: str) -> MountOptions:
     faults: list[str] = []
     kernel: list[str] = []
     client: dict[str, Any] = {"name": client_name}
+    session: dict[str, Any] = {}
     allow_other: bool | None = None
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
@@ -45,6 +70,10 @@ def parse(text: str, client_name: str) -> MountOptions:
             if name in _CLIENT and equals:
                 field, kind = _CLIENT[name]
                 client[field] = kind(value)
+            elif name == "max_background" and equals:
+                session["max_background"] = config.integer(1, MAX_BACKGROUND)(value)
+            elif item in _SESSION:
+                session[_SESSION[item][0]] = _SESSION[item][1]
             elif equals and not name.startswith(("x-", "comment")):
                 faults.append(f"unknown mount option {name}=" if name not in _KERNEL else f"{name} takes no value")
             elif item in ("hard", "soft"):
@@ -61,4 +90,6 @@ def parse(text: str, client_name: str) -> MountOptions:
         faults.append("mount option write_back: at least 1M")
     if faults:
         raise ConfigurationError("\n".join(faults))
-    return MountOptions(tuple(kernel), allow_other, "ro" in kernel, client=ClientOptions(**client))
+    return MountOptions(
+        tuple(kernel), allow_other, "ro" in kernel, session=SessionOptions(**session), client=ClientOptions(**client)
+    )

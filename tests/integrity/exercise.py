@@ -210,7 +210,9 @@ class Exercise:
                 return
             self._model_write(target, wanted)
             source, done = self.handles[which], 0
-            os.fstat(source)  # Linux goes by the size it last heard of, and asks nobody whether another host made it longer
+            os.fstat(
+                source
+            )  # Linux goes by the size it last heard of, and asks nobody whether another host made it longer
             while done < len(wanted):
                 copied = os.copy_file_range(source, source, len(wanted) - done, offset + done, target + done)
                 if not copied:
@@ -326,7 +328,9 @@ class Exercise:
         if got == wanted:
             return
         if len(got) != len(wanted):
-            raise Mismatch(f"{what}: {len(got)} bytes at {offset} instead of {len(wanted)}")
+            more = got[len(wanted) :]
+            kind = ", zeroes more" if more and not any(more) else ", others more" if more else ""
+            raise Mismatch(f"{what}: {len(got)} bytes at {offset} instead of {len(wanted)}{kind}")
         first = next(i for i, (one, two) in enumerate(zip(got, wanted, strict=True)) if one != two)
         last = next(i for i in range(len(got) - 1, -1, -1) if got[i] != wanted[i])
         zero = not any(got[first : last + 1])
@@ -358,7 +362,9 @@ def sparse(directory: str, seed: int, operations: int, span: int = 8 << 40) -> N
     fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for number in range(operations):
-            place = chance.randrange(0, span // block) if chance.random() < 0.6 or not model else chance.choice(list(model))
+            place = (
+                chance.randrange(0, span // block) if chance.random() < 0.6 or not model else chance.choice(list(model))
+            )
             match chance.choice(("write", "write", "read", "read", "truncate")):
                 case "write":
                     model[place] = chance.randbytes(block)

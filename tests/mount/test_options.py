@@ -4,7 +4,7 @@ import pytest
 
 from fsd.core.errors import ConfigurationError
 from fsd.mount import mountinfo
-from fsd.mount.options import parse
+from fsd.mount.options import SessionOptions, parse
 
 
 def test_options_go_to_the_kernel_and_the_client_and_the_rest_of_fstab_is_ignored():
@@ -26,6 +26,14 @@ def test_unknown_options_are_named_all_at_once():
     assert lines[2] == "cache needs a value"
     assert lines[3].startswith("mount option timeout: 'never'")
     assert lines[4] == "mount option write_back: at least 1M"
+
+
+def test_what_is_asked_of_the_kernel_can_be_left_out_for_measuring():
+    session = parse("nokillpriv,noparallel_dirops,noexplicit_inval,max_background=7", "me").session
+    assert session == SessionOptions(True, False, False, False, 7)
+    assert parse("nocompanion", "me").session == SessionOptions(companion=False)
+    with pytest.raises(ConfigurationError):
+        parse("max_background=0", "me")
 
 
 def test_a_line_of_mountinfo_is_read_with_its_escapes():
