@@ -1,4 +1,4 @@
-"""The suite passes on the local file system (so it asks for nothing but what is usual), and on a mount but for what is known."""
+"""The suite passes on the local file system, so it asks for nothing unusual, and on a mount but for what is known."""
 
 import os
 from pathlib import Path

@@ -5,6 +5,7 @@ Every case runs in a fresh directory, which is the current one, so that paths ar
 
 import contextlib
 import errno
+import faulthandler
 import os
 import signal
 import socket
@@ -109,6 +110,7 @@ class Trial:
         pid = os.fork()
         if not pid:
             status = 255
+            faulthandler.disable()  # a child may be meant to die
             try:
                 signal.alarm(CHILD_S)
                 try:
