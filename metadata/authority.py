@@ -19,7 +19,7 @@ from fsd.protocol.metadata import MapChanged
 from fsd.rpc.connection import Peer
 from fsd.runtime import Runtime
 from fsd.runtime.storage import KeyChange
-from metadata.membership import Membership, lease_s_for, map_of
+from metadata.membership import Membership, is_alive, lease_s_for, map_of
 from metadata.progress import Progress
 from metadata.records import FileSystemRecord, MapHead, RowRecord
 from metadata.store import MAP_KEY, Store, put, row_key
@@ -27,6 +27,7 @@ from metadata.store import MAP_KEY, Store, put, row_key
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+SETTLING_S = 3.0  # of a group that is not active: longer than a takeover takes when all is well
 PROBES = 3  # a refusal is believed at once; other failures say nothing and are tried again
 PROBE_PAUSE_S = 0.3
 PROBE_TIMEOUT_S = 3.0
@@ -109,6 +110,7 @@ class Authority:
         )
         self.loads: dict[NodeId, NodeLoad] = {}
         self.progress = Progress()
+        self._inactive_since: dict[PgId, float] = {}
         self._saved_rows = {record.row.pg: record for record in rows}
         self._saved_head = head
         self.map: ClusterMap = self._make_map(head.epoch)
@@ -172,6 +174,7 @@ class Authority:
         self.membership.forget_fences(self.oldest_session())
         if events or self.membership.is_restless():
             self.membership.settle(self._file_system.pg_count, now)
+        self._note_inactive(now)
         self.progress.note(now, self.repairing() + self.membership.moves_left())
         await self._commit()
         done.set()
@@ -226,6 +229,18 @@ class Authority:
                 log.info("node %d.%d at %s is %s", node.node, node.incarnation, node.address, node.state.name)
         if changed:
             log.info("%d placement groups change in map %d", len(changed), head.epoch + 1)
+
+    def settling(self) -> int:
+        """Groups that are not active, but only for a moment, with a living primary."""
+        now = self._runtime.clock.monotonic()
+        nodes = self.membership.nodes
+        recent = [pg for pg, since in self._inactive_since.items() if now - since < SETTLING_S]
+        primaries = [self.membership.facts.rows[pg].primary for pg in recent]
+        return sum(primary is not None and is_alive(nodes, primary) for primary in primaries)
+
+    def _note_inactive(self, now: float) -> None:
+        rows = self.membership.facts.rows
+        self._inactive_since = {pg: self._inactive_since.get(pg, now) for pg, row in rows.items() if not row.active}
 
     def repairing(self) -> int:
         """How many groups have fewer copies than there could be."""

@@ -107,6 +107,7 @@ class StatusService:
             self._authority.progress.left_s(self._clock.monotonic()),
             self._authority.membership.facts.paused,
             single_copies(cluster),
+            self._authority.settling(),
         )
 
     def _node(self, node: Node) -> NodeStatus:

@@ -104,6 +104,12 @@ CODES: dict[str, Code] = {
         "An administrator paused rebalancing; drains do not go on either. Repairs do.",
         "fsd rebalance --resume",
     ),
+    "FSD-G6": Code(
+        OK,
+        "groups change their members",
+        "A new or reshaped primary is taking over: requests wait for a fraction of a second.",
+        "None. If it lasts, FSD-G1 is told instead.",
+    ),
     "FSD-S1": Code(
         DEGRADED,
         "a disk is nearly full",
@@ -191,8 +197,10 @@ def _of_node(entry: NodeStatus) -> Iterator[Reason]:
 
 
 def _of_groups(status: StatusReply) -> Iterator[Reason]:
-    if status.down:
-        yield Reason("FSD-G1", f"{status.down} of {status.total} placement groups are not served")
+    if status.down > status.settling:
+        yield Reason("FSD-G1", f"{status.down - status.settling} of {status.total} placement groups are not served")
+    if status.settling:
+        yield Reason("FSD-G6", f"{status.settling} of {status.total} placement groups change their members just now")
     if status.degraded:
         yield Reason("FSD-G2", f"{status.degraded} of {status.total} placement groups have too few copies")
     if status.single:

@@ -246,6 +246,7 @@ class StatusReply:
     left_s: float = -1.0  # until all that is done, at the present speed; negative: unknown
     paused: bool = False  # moves, by an administrator
     single: int = 0  # groups with one copy left, of more that are wanted
+    settling: int = 0  # of `down`: whose new primary is about to serve; only for moments
 
 
 @wire(430)

@@ -163,7 +163,7 @@ def test_every_reason_has_a_code_that_is_explained(capsys):
     node = Node(NodeId(1), 1, "h:1", "a", 1, NodeState.DOWN, draining=True)
     silent = Node(NodeId(2), 1, "h:2", "a", 1, NodeState.UP, full=True)
     load = NodeLoad(total_bytes=100, free_bytes=0, lost=1, repaired=2, deep_scrub_s=1e9, version="2")
-    bad = a_status(down=1, degraded=2, single=1, moving=3, paused=True, repairing=1, left_s=90.0)
+    bad = a_status(down=2, settling=1, degraded=2, single=1, moving=3, paused=True, repairing=1, left_s=90.0)
     bad = dataclasses.replace(bad, nodes=(NodeStatus(node, load, -1.0), NodeStatus(silent, NodeLoad(), 5.0)))
     found = health.reasons(bad)
     assert {reason.code for reason in found} == set(health.CODES) - {"FSD-N2", "FSD-N4", "FSD-V1"}
