@@ -28,6 +28,10 @@ class KeyedLocks:
     def is_held(self, key: Hashable) -> bool:
         return key in self._locks
 
+    def held(self) -> list[Hashable]:
+        """All keys that somebody holds, in the order in which they were taken."""
+        return list(self._locks)
+
     @asynccontextmanager
     async def hold(self, key: Hashable) -> AsyncGenerator[None]:
         await self.acquire(key)

@@ -21,6 +21,7 @@ from fsd.protocol.chunk import (
     InspectChunks,
     InspectGroup,
     ListChunks,
+    ListData,
     ListInFlight,
     MendChunk,
     ProbeNode,
@@ -71,6 +72,8 @@ class ChunkService:
                 return await self._follower.replicate(message, payload)
             case TruncateChunk():
                 return await self._truncate(message)
+            case ListData():
+                return await self._serving.list_data(message)
             case ListInFlight():
                 return await self._follower.list_in_flight(message)
             case ListChunks():

@@ -5,6 +5,8 @@ request number again; if another node leads now, the client is told to look at t
 until no change of the chunk is under way, and checks afterwards that none has become visible meanwhile.
 """
 
+from typing import cast
+
 import trio
 
 from chunkserver import replica
@@ -15,14 +17,15 @@ from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
 from chunkserver.store import ChunkStore
 from fsd.cluster.map import Row
-from fsd.core.errors import CorruptData, NotServing, StaleMap
-from fsd.core.ids import SessionId
-from fsd.protocol.chunk import Change, ChunkData, ChunkWritten, ReadChunk, Where
+from fsd.core.errors import CorruptData, InvalidArgument, NotServing, StaleMap
+from fsd.core.ids import ChunkId, DataId, PgId, SessionId
+from fsd.protocol.chunk import Change, ChunkData, ChunkWritten, DataChunks, ListData, ReadChunk, Where
 from fsd.rpc.connection import Reply
 from fsd.runtime import Runtime
 
 READ_TRIES = 4  # without the chunk's lock
 ACTIVATION_PATIENCE_S = 1.0
+MAX_INDICES = 4096  # in one DataChunks
 
 
 class Serving:
@@ -125,6 +128,24 @@ class Serving:
         if reply is None:
             raise NotServing(f"chunk {request.chunk} keeps changing")
         return reply
+
+    async def list_data(self, request: ListData) -> DataChunks:
+        """What is here, and what is just being changed and may be here in a moment: whoever cuts waits for that one's lock."""
+        if not 1 <= request.limit <= MAX_INDICES or request.first < 0:
+            raise InvalidArgument(f"{request.limit} chunks from {request.first} on were asked for")
+        group = await self._enter(request.where)
+        row = self._check(group, request.session)
+        replica.check_asker(row, request.where.pg_epoch)
+        stored = self._store.indices(group.pg, request.data, request.first, request.limit)
+        end = len(stored) < request.limit
+        changing = self._changing(group.pg, request.data)
+        last = None if end else stored[-1]
+        found = {i for i in changing if i >= request.first and (last is None or i <= last)} | set(stored)
+        return DataChunks(tuple(sorted(found)), end)
+
+    def _changing(self, pg: PgId, data: DataId) -> list[int]:
+        held = cast("list[tuple[PgId, ChunkId]]", self._carrier.locks.held())
+        return [chunk.index for group, chunk in held if group == pg and chunk.data == data]
 
     async def _mend(self, group: Group, request: ReadChunk) -> None:
         row = self._check(group, request.session)

@@ -43,7 +43,7 @@ from chunkserver.locks import KeyedLocks
 from chunkserver.reader import Snapshot, compose, cut, read_blocks, verify_pieces
 from chunkserver.space import BlockSpace
 from fsd.core.errors import CorruptData, DiskFailed, InvalidArgument
-from fsd.core.ids import NO_ORDER, ChunkId, Order, PgEpoch, PgId
+from fsd.core.ids import NO_ORDER, ChunkId, DataId, Order, PgEpoch, PgId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import AppliedRequest, Change, ChunkList, ChunkSummary
 from fsd.runtime.storage import KeyChange, KeyValue
@@ -169,6 +169,13 @@ class ChunkStore:
             found = self._keyvalue.scan(CHUNK, key_after(pg, after), group_range(pg)[1], limit)
             chunks = [summarize(parse_chunk_key(key)[1], self._decode(value)) for key, value in found]
         return ChunkList(tuple(chunks), end=len(found) < limit)
+
+    def indices(self, pg: PgId, data: DataId, first: int, limit: int) -> list[int]:
+        """At most `limit` of the chunks of `data` from `first` on, ascending."""
+        start, stop = chunk_key(pg, ChunkId(data, first)), chunk_key(pg, ChunkId(DataId(data + 1), 0))
+        with self._watch:
+            found = self._keyvalue.scan(CHUNK, start, stop, limit)
+        return [parse_chunk_key(key)[1].index for key, _ in found]
 
     def summary(self, pg: PgId, chunk: ChunkId) -> ChunkSummary | None:
         snapshot = self.look(pg, chunk)

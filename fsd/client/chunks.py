@@ -16,8 +16,8 @@ from fsd.client.maps import MapCache
 from fsd.client.session import Session
 from fsd.core.checksum import block_checksums
 from fsd.core.errors import BadChecksum, CorruptData, FsError, Retry, SessionEvicted, SessionUnknown
-from fsd.core.ids import ChunkId, DataId, RequestNumber, SessionId
-from fsd.protocol.chunk import ChunkData, ReadChunk, TruncateChunk, Where, WriteChunk
+from fsd.core.ids import ChunkId, DataId, PgId, PoolId, RequestNumber, SessionId
+from fsd.protocol.chunk import ChunkData, DataChunks, ListData, ReadChunk, TruncateChunk, Where, WriteChunk
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import Reply
 from fsd.rpc.retry import pause_s
@@ -30,6 +30,7 @@ ATTEMPT_S = 5.0  # then the same request is sent again: its answer may be lost w
 CORRUPT_ATTEMPTS = 4
 REFRESH_S = 1.0
 MAX_REQUESTS = 64
+LIST_PAGE = 1024
 
 MakeRequest = Callable[[Where], object]
 
@@ -85,11 +86,60 @@ class Chunks:
         self._counts["TruncateChunk"] += 1
         await self._change(session, chunk, lambda where: TruncateChunk(where, session, number, chunk, length), b"")
 
+    async def existing(self, session: SessionId, data: DataId, first: int, stop: int) -> list[int]:
+        """Which chunks of these data in [first, stop) there are, ascending: for files of which little is there, since every
+        placement group is asked. Raises SessionEvicted."""
+        if self._maps.epoch == 0:
+            await self._maps.refresh()
+        found: list[int] = []
+        errors: list[FsError] = []
+
+        async def ask(pg: PgId) -> None:
+            try:
+                found.extend(await self._existing_in(session, pg, data, first, stop))
+            except FsError as error:
+                errors.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for pg in self._maps.placed(self._pool):
+                nursery.start_soon(ask, pg)
+        if errors:
+            raise errors[0]
+        return sorted(found)
+
+    async def _existing_in(self, session: SessionId, pg: PgId, data: DataId, first: int, stop: int) -> list[int]:
+        found: list[int] = []
+        while True:
+            self._counts["ListData"] += 1
+            start = found[-1] + 1 if found else first
+            reply = await self._until_answered(
+                ChunkId(data, start),
+                lambda where, start=start: ListData(where, session, data, start, LIST_PAGE),
+                b"",
+                session,
+                pg,
+            )
+            answer: DataChunks = reply.message
+            found += [index for index in answer.indices if index < stop]
+            if answer.end or not answer.indices or answer.indices[-1] >= stop:
+                return found
+
+    @property
+    def _pool(self) -> PoolId:
+        volume = self._session.volume
+        assert volume is not None
+        return volume.pool
+
     async def _change(self, session: SessionId, chunk: ChunkId, make: MakeRequest, data: Buffer) -> None:
         await self._until_answered(chunk, make, data, session)
 
     async def _until_answered(
-        self, chunk: ChunkId, make: MakeRequest, data: Buffer, session: SessionId | None = None
+        self,
+        chunk: ChunkId,
+        make: MakeRequest,
+        data: Buffer,
+        session: SessionId | None = None,
+        pg: PgId | None = None,
     ) -> Reply:
         corrupt = 0
         for attempt in itertools.count():
@@ -98,7 +148,7 @@ class Chunks:
                     f"session {session} was evicted before chunk {chunk.data}/{chunk.index} was written"
                 )
             try:
-                reply = await self._attempt(chunk, make, data)
+                reply = await self._attempt(chunk, make, data, pg)
                 if reply is not None:
                     return reply
             except (SessionEvicted, SessionUnknown):
@@ -117,13 +167,12 @@ class Chunks:
             await trio.sleep(pause_s(attempt, self._runtime.random, 0.02, 0.5))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, chunk: ChunkId, make: MakeRequest, data: Buffer) -> Reply | None:
+    async def _attempt(self, chunk: ChunkId, make: MakeRequest, data: Buffer, pg: PgId | None) -> Reply | None:
         """One request to the primary of the newest map; None if nobody leads, or it was broken off."""
         if self._maps.epoch == 0:
             await self._maps.refresh()
-        volume = self._session.volume
-        assert volume is not None
-        pg = self._maps.pg(volume.pool, chunk)
+        if pg is None:
+            pg = self._maps.pg(self._pool, chunk)
         leader = self._maps.leader(pg)
         if leader is None:
             return None

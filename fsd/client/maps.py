@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import trio
 
-from fsd.cluster.map import ClusterMap, Row, pg_of
+from fsd.cluster.map import ClusterMap, Row, pg_of, pool_of
 from fsd.core.errors import FsError
 from fsd.core.ids import ChunkId, MapEpoch, NodeId, PgId, PoolId
 
@@ -78,6 +78,10 @@ class MapCache:
         """The chunk's placement group. A map must have been fetched."""
         assert self.map is not None
         return pg_of(pool, chunk, self.map.pg_count)
+
+    def placed(self, pool: PoolId) -> list[PgId]:
+        """The pool's placement groups. One that was never placed has no chunks."""
+        return sorted(pg for pg in self._rows if pool_of(pg) == pool)
 
     def leader(self, pg: PgId) -> tuple[Row, str] | None:
         """The row and its primary's address; None if nobody leads it now."""

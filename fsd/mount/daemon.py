@@ -120,13 +120,12 @@ async def _serve(
         operations.names_may_be_cached = notifier.names_may_be_cached
         mount = mountinfo.mounted_at(request.mountpoint)
         if mount is not None:
-            _set_read_ahead(mount, request.options.kernel_read_ahead_kib)
             mountinfo.remember_daemon(mount)
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, request.mountpoint)
             await nursery.start(_tell_on_signal, operations, companion)
             log.info("mounted %s on %s, pid %d", request.source, request.mountpoint, os.getpid())
-            nursery.start_soon(_announce, request, ready)
+            nursery.start_soon(_announce, request, mount, ready)
             await (pyfuse3.main if companion is None else companion.main)(IDLE_HANDLERS, MAX_HANDLERS)
             nursery.cancel_scope.cancel()
     finally:
@@ -169,9 +168,11 @@ def _log_session(info: SessionInfo) -> None:
     )  # fmt: skip
 
 
-async def _announce(request: MountRequest, ready: Callable[[str], None]) -> None:
+async def _announce(request: MountRequest, mount: mountinfo.Mount | None, ready: Callable[[str], None]) -> None:
     """Ready means that a request was answered, not only that the mount is in the table."""
     await trio.to_thread.run_sync(os.stat, request.mountpoint, abandon_on_cancel=True)
+    if mount is not None:
+        _set_read_ahead(mount, request.options.kernel_read_ahead_kib)  # not before INIT, which would lower it again
     ready(request.source)
 
 

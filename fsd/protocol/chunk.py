@@ -7,7 +7,7 @@ incarnation, activated and under its lease; it fetches the map first if `min_map
 from dataclasses import dataclass
 from enum import Enum
 
-from fsd.core.ids import ChunkId, Incarnation, MapEpoch, NodeId, Order, PgEpoch, PgId, RequestNumber, SessionId
+from fsd.core.ids import ChunkId, DataId, Incarnation, MapEpoch, NodeId, Order, PgEpoch, PgId, RequestNumber, SessionId
 from fsd.wire.codec import wire
 
 
@@ -296,3 +296,28 @@ class NodeProbe:
     sync_s: float
     time_ns: int
     peers: tuple[PeerLatency, ...]
+
+
+# --- huge files with little in them -----------------------------------------------------------------------------------
+
+
+@wire(326)
+@dataclass(frozen=True, slots=True)
+class ListData:
+    """Client or metadata server to primary: which chunks of these data from `first` on are in the group, being changed ones
+    included. Answer: DataChunks. Errors: StaleMap, NotServing, SessionEvicted."""
+
+    where: Where
+    session: SessionId
+    data: DataId
+    first: int
+    limit: int
+
+
+@wire(327)
+@dataclass(frozen=True, slots=True)
+class DataChunks:
+    """Indices, ascending; there are none between them. `end`: none behind them either."""
+
+    indices: tuple[int, ...]
+    end: bool

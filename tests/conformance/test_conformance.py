@@ -17,7 +17,6 @@ KNOWN = {  # what a mount does not do yet, by case
     "link/a_name_for_a_nameless_file": "no O_TMPFILE: EOPNOTSUPP, which its users expect",
     "open/without_a_name": "no O_TMPFILE",
 }
-SKIPPED_ON_MOUNTS = ("sparse",)  # a terabyte takes a request for each chunk to cut
 pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="acts as several users")]
 
 
@@ -27,7 +26,7 @@ def test_local_file_system(category: str, tmp_path: Path):
 
 
 @pytest.mark.skipif(not usable(), reason="needs root, /dev/fuse and fusermount3")
-@pytest.mark.parametrize("category", sorted(set(CASES) - set(SKIPPED_ON_MOUNTS)))
+@pytest.mark.parametrize("category", sorted(CASES))
 def test_mount(category: str, a: Path):  # noqa: F811
     failures = run(str(a), [category])[category].failures
     assert [failure for failure in failures if failure.split(":")[0] not in KNOWN] == []

@@ -28,6 +28,9 @@ class TestMount:
     def test_two_mounts(self, seed: int, a: Path, b: Path):  # noqa: F811
         Exercise(Settings((str(a), str(b))), seed).run(450)
 
+    def test_terabytes_with_holes(self, a: Path):  # noqa: F811
+        sparse(str(a), 1, 150)
+
     def test_pages_written_through_a_map_are_no_append(self, a: Path):  # noqa: F811
         import mmap
 
