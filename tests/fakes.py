@@ -245,10 +245,12 @@ class MemoryConnection:
         return self._send.statistics().current_buffer_used < self.window
 
     async def drain(self) -> None:
-        while (
-            self._send.statistics().current_buffer_used >= self.window and self._send.statistics().open_receive_channels
-        ):
-            await trio.sleep(0.001)
+        while self._is_full():
+            await trio.sleep(0.001)  # noqa: ASYNC110 - the channel tells nobody when it is read
+
+    def _is_full(self) -> bool:
+        statistics = self._send.statistics()
+        return statistics.current_buffer_used >= self.window and statistics.open_receive_channels > 0
 
     async def receive(self) -> Frame:
         try:

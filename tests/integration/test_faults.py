@@ -16,7 +16,7 @@ pytestmark = pytest.mark.real
 
 
 class Writer(threading.Thread):
-    """Writes files and remembers what must be readable: each is fsynced before it is remembered."""
+    """Writes files and remembers what must be readable: each is fsynced, and so is its name, before it is remembered."""
 
     def __init__(self, directory: Path, size: int) -> None:
         super().__init__(daemon=True)
@@ -45,6 +45,9 @@ class Writer(threading.Thread):
         os.fsync(fd)
         os.close(fd)
         os.rename(self.directory / f"{name}.new", self.directory / name)
+        fd = os.open(self.directory, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
         self.written[name] = hashlib.sha256(data).hexdigest()
 
     def finish(self) -> None:
