@@ -442,6 +442,7 @@ async def prepare(fs: FileSystem) -> None:
     for name in (*FILES, LOG):
         _, handle = await fs.create(ROOT, ROOT_INO, name, 0o644, os.O_RDWR)
         await fs.release(handle)
+    await fs.sync()  # the client that made them may die now: what others rely on is durable
 
 
 async def verify(client: Client) -> None:
