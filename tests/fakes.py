@@ -246,7 +246,7 @@ class MemoryConnection:
 
     async def drain(self) -> None:
         while self._is_full():
-            await trio.sleep(0.001)  # noqa: ASYNC110 - the channel tells nobody when it is read
+            await trio.sleep(0.001)
 
     def _is_full(self) -> bool:
         statistics = self._send.statistics()
