@@ -5,6 +5,7 @@ import mmap
 import os
 import stat
 
+from tests.conformance.calls import fallocate
 from tests.conformance.trial import Trial, case, opened, read, times, write
 
 TERA = 1 << 40
@@ -76,6 +77,10 @@ def files_as_large_as_they_may_be(t: Trial) -> None:
             t.same(os.pread(fd, 5, offset // 2 + 12345), bytes(5))
         t.refuses((errno.EFBIG, errno.EINVAL), os.pwrite, fd, b"x", (1 << 63) - 1)
         t.refuses((errno.EFBIG, errno.EINVAL), os.ftruncate, fd, (1 << 63) - 1)
+        for beyond in (1 << 55, 1 << 60, (1 << 62) + 5):
+            t.refuses(errno.EFBIG, os.ftruncate, fd, beyond)
+            t.refuses(errno.EFBIG, os.pwrite, fd, b"x", beyond)
+            t.refuses(errno.EFBIG, fallocate, fd, 0, beyond, 4096)
         os.ftruncate(fd, 5)
         t.same(read("f"), bytes(5))
         os.ftruncate(fd, TERA)
