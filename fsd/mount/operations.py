@@ -76,6 +76,7 @@ class Operations(pyfuse3.Operations):
         self._gone: dict[int, Inode] = {}  # directories removed here that the kernel still knows; as many at most
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
+        self._growing: dict[Ino, int] = {}  # the size before the appends that are not answered yet
         self._busy: Counter[int] = Counter()
 
     def attach(self, fs: FileSystem) -> None:
@@ -335,8 +336,33 @@ class Operations(pyfuse3.Operations):
                 await self.extras.kill_capability(handle.ino, fh)
             written = await self.fs.write(handle, off, buf)
             if self.extras is not None and handle.flags & os.O_APPEND:
-                await self.extras.appended(handle.ino, off)
+                with self._not_grown_yet(handle.ino, written):
+                    await self.extras.appended(handle.ino, off)
             return written
+
+    @contextmanager
+    def _not_grown_yet(self, ino: Ino, written: int) -> Generator[None]:
+        """While the kernel's page at the old end is being dropped, everybody sees the old size, which an append that is not
+        answered yet may have: with the new one the kernel would show the zeroes of that page."""
+        inode = self.fs.peek(ino)
+        if inode is None:
+            yield
+            return
+        old_size = inode.size - written
+        first = ino not in self._growing
+        self._growing[ino] = min(self._growing.get(ino, old_size), old_size)
+        try:
+            yield
+        finally:
+            if first:
+                self._growing.pop(ino, None)
+
+    def _shown(self, inode: Inode) -> Inode:
+        """The inode as the kernel may see it now."""
+        old_size = self._growing.get(inode.ino)
+        if old_size is None or inode.size <= old_size:
+            return inode
+        return dataclasses.replace(inode, size=old_size)
 
     @edge
     async def flush(self, fh: FileHandleT) -> None:
@@ -435,7 +461,8 @@ class Operations(pyfuse3.Operations):
         done = 0
         for entry, inode in zip(entries, inodes, strict=True):
             if inode is not None:
-                reply = entry_attributes(inode, self._gathered_ttl_s(inode), self._entry_ttl_s(directory.ino))
+                shown = self._shown(inode)
+                reply = entry_attributes(shown, self._gathered_ttl_s(inode), self._entry_ttl_s(directory.ino))
                 if not pyfuse3.readdir_reply(token, FileNameT(entry.name), reply, entry.cookie):
                     break
                 self._lookups[entry.ino] += 1
@@ -445,7 +472,7 @@ class Operations(pyfuse3.Operations):
 
     def _gathered_ttl_s(self, inode: Inode) -> float:
         """How long attributes that were read a while ago may be kept."""
-        return self.fs.attribute_ttl_s(inode.ino) if self.fs.peek(inode.ino) == inode else 0.0
+        return self._attribute_ttl_s(inode.ino) if self.fs.peek(inode.ino) == inode else 0.0
 
     # --- extended attributes ------------------------------------------------------------------------------------------
 
@@ -477,18 +504,21 @@ class Operations(pyfuse3.Operations):
         """With the companion they are taken away by whoever writes, so they may be kept."""
         return name == CAPABILITY and self.extras is not None
 
+    def _attribute_ttl_s(self, ino: Ino) -> float:
+        return 0.0 if ino in self._growing else self.fs.attribute_ttl_s(ino)
+
     def _entry_ttl_s(self, parent: Ino) -> float:
         return self.fs.entry_ttl_s(parent) if self.names_may_be_cached else 0.0
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), 0)
+        return entry_attributes(self._shown(inode), self._attribute_ttl_s(inode.ino), 0)
 
     def _entry(self, inode: Inode, parent: Ino) -> pyfuse3.EntryAttributes:
         """An answer that the kernel counts as one lookup of the inode."""
         self._lookups[inode.ino] += 1
-        return entry_attributes(inode, self.fs.attribute_ttl_s(inode.ino), self._entry_ttl_s(parent))
+        return entry_attributes(self._shown(inode), self._attribute_ttl_s(inode.ino), self._entry_ttl_s(parent))
 
     def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
         """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""
