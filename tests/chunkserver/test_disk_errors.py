@@ -64,7 +64,7 @@ async def watch(c, failing):
     """Start node a again when its disk has ended it."""
     while True:
         seen = len(c.failed)
-        while len(c.failed) == seen:  # noqa: ASYNC110 (a list is no event)
+        while len(c.failed) == seen:
             await trio.sleep(0.05)
         await trio.sleep(1)
         await restart(c, failing)
@@ -133,7 +133,7 @@ async def test_a_disk_that_fails_for_ever_leaves_the_others_to_serve(autojump_cl
         await c.settle(members=2)
 
         async def notice():
-            while not c.failed:  # noqa: ASYNC110
+            while not c.failed:
                 await trio.sleep(0.5)
             c.authority.died(c.servers["a"].node)
 

@@ -33,7 +33,7 @@ async def scenario() -> None:
             return await answer(peer, message, payload)
 
         with patch.object(c.authority, "handle", slow):
-            while not sent:  # noqa: ASYNC110
+            while not sent:
                 await trio.sleep(0.1)
             channel = c.pool.to(c.addresses[c.primary(CHUNK)])
             await trio.sleep_until(sent[0] + c.authority.lease_s * report.LEASE_SHARE - 0.1)

@@ -166,7 +166,7 @@ async def test_a_silent_node_is_dead_after_the_grace_and_gets_no_lease_meanwhile
         assert two[0].beat.lease_s == OPTIONS.lease_s
         two[0].scope.cancel()  # the connection ends; its kernel still listens
         start = trio.current_time()
-        while (await cluster_map(server)).nodes[0].state is NodeState.UP:  # noqa: ASYNC110 - polled over the network
+        while (await cluster_map(server)).nodes[0].state is NodeState.UP:
             await trio.sleep(0.1)
         assert OPTIONS.grace_s - 1 < trio.current_time() - start < OPTIONS.grace_s + 1
 
