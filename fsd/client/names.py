@@ -357,9 +357,7 @@ class Names:
             if file is not None:
                 file.told_open = False
             lease = self._core.leases.find(ino)
-            if (
-                lease is not None
-            ):  # given back, not just forgotten: the server may have kept the inode, or not touched it
+            if lease is not None:  # given back, not just forgotten: the server may have kept the inode
                 self._core.leases.lower_usable(lease, LeaseMode.NONE)
             self._core.forget(ino)
 
