@@ -2,9 +2,10 @@
 
     items   | run: one RocksDB batch, one remembered result | one alone, as any request | run ...
 
-A *run* is of items for which the session holds the exclusive lease on everything that they change: nobody else can be
-concerned, so no guard is taken and nothing is recalled, and somebody who waits for such a lease is let in the sooner. An
-item for which a lease was lost meanwhile goes the way of every request. Item n of a batch has number `number` + n; a run is
+A *run* is of items that change only what nobody else has a lease on: nobody can be concerned, so no guard is taken and
+nothing is recalled, and somebody who waits for such a lease is let in the sooner. For an item whose lease was lost meanwhile
+the others are recalled, but no guard is waited for here either: the request that holds it may be waiting for this journal
+(two mounts hung so, until one was evicted). Item n of a batch has number `number` + n; a run is
 remembered under its first item's number with its length, so that a batch that is sent again is carried out once (I11), also
 if it was broken off between two runs.
 """
@@ -20,7 +21,7 @@ from fsd.namespace.overlay import Overlay
 from fsd.namespace.records import Volume
 from fsd.namespace.touched import born, touched
 from fsd.namespace.view import Change, PutVolume
-from fsd.protocol.metadata import BatchError, BatchExecuted, BatchItem, Execute, ExecuteBatch, Grant, LeaseMode
+from fsd.protocol.metadata import BatchError, BatchExecuted, BatchItem, ExecuteBatch, Grant, LeaseMode
 from metadata.live import LiveSession
 from metadata.records import ResultRecord
 from metadata.store import Store
@@ -60,7 +61,7 @@ class BatchService:
             else:
                 grants += self._granted_again(live, request.items[at : at + max(1, record.item_count)])
             if record is None:
-                record = await self._alone(live, request, number, request.items[at], grants)
+                record = await self._alone(live, number, request.items[at], grants)
             errors += [dataclasses.replace(error, index=at + error.index) for error in refused_of(record)]
             at += max(1, record.item_count)
         return BatchExecuted(tuple(errors), tuple(grants))
@@ -79,7 +80,7 @@ class BatchService:
         refused: list[BatchError] = []
         count = 0
         for item in items:
-            if not all(ino in new or tree.holds_exclusively(live, ino) for ino in touched(view, item.operation)):
+            if not all(ino in new or tree.is_its_own(live, ino) for ino in touched(view, item.operation)):
                 break
             try:
                 operation = tree.admitted(live, item.operation)
@@ -109,21 +110,14 @@ class BatchService:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     async def _alone(
-        self,
-        live: LiveSession,
-        request: ExecuteBatch,
-        number: RequestNumber,
-        item: BatchItem,
-        grants: list[Grant],
+        self, live: LiveSession, number: RequestNumber, item: BatchItem, grants: list[Grant]
     ) -> ResultRecord:
-        """An item whose leases are lost. PosixErrors are remembered by `execute_once`."""
-        single = Execute(request.session, number, request.floor, item.operation, LeaseMode.EXCLUSIVE, item.keep_open)
-        try:
-            executed = await self._tree.execute_once(live, single)
-        except PosixError:
-            return live.state.results[number]
-        grants += executed.grants
-        return ResultRecord(0, "", ())
+        """An item for which a lease was lost: who has it now gives it back first."""
+        while True:
+            await self._tree.make_its_own(live, touched(self._store.view(live.state.layer), item.operation))
+            record = self._run(live, number, (item,), grants)
+            if record is not None:
+                return record
 
     def _granted_again(self, live: LiveSession, items: Iterable[BatchItem]) -> list[Grant]:
         """The leases that went with an answer that was lost, as far as they are free now."""

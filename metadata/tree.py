@@ -365,9 +365,15 @@ class TreeService:
             inode.nlink > 0 or self._leases.has_open(live.state.session, self._key(live, inode.ino))
         )
 
-    def holds_exclusively(self, live: LiveSession, ino: Ino) -> bool:
-        """Whether nobody but this session may cache the inode."""
-        return self._leases.mode(self._key(live, ino), live.state.session) is LeaseMode.EXCLUSIVE
+    def is_its_own(self, live: LiveSession, ino: Ino) -> bool:
+        """Whether nobody else has any lease on the inode: then nobody is concerned by what the session does to it."""
+        return self._leases.is_free(self._key(live, ino), live.state.session, LeaseMode.EXCLUSIVE)
+
+    async def make_its_own(self, live: LiveSession, inos: Iterable[Ino]) -> None:
+        """Take from others what they hold on the inodes. No guard is waited for: its holder may wait for the very journal
+        whose operation this is about."""
+        await self._recaller.clear(live.state.session, [self._key(live, ino) for ino in inos], LeaseMode.EXCLUSIVE)
+        live.check()
 
     def _grant(self, live: LiveSession, ino: Ino, mode: LeaseMode) -> Grant:
         mode = stronger(mode, LeaseMode.SHARED)
