@@ -288,8 +288,12 @@ class Contents(Storing):
                     await self._flush(file)
 
         enough = file.flushes_begun + 1  # so that a busy writer cannot keep this caller here for ever
-        while (file.unwritten or file.flush_lock.locked()) and file.flushes_complete < enough:
+        waited = (
+            False  # for a flush that was under way; two callers on a clean file would see each other's lock for ever
+        )
+        while (file.unwritten or (not waited and file.flush_lock.locked())) and file.flushes_complete < enough:
             await self._core.detached(work)
+            waited = True
             if once:
                 return
 
