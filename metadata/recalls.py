@@ -1,7 +1,7 @@
 """Taking leases back: ask every holder at once and wait; evict who is gone, or renews and never gives back.
 
 A holder that keeps its session alive may be waiting for a chunkserver's fail-over to write back what it has answered for:
-evicting it would turn that pause into lost bytes. So its session's ttl is no limit for it, only PATIENCE_TTLS of them are.
+evicting it would turn that pause into lost bytes. So it has PATIENCE_TTLS of them: longer than a fail-over takes.
 """
 
 import logging
@@ -19,7 +19,7 @@ from metadata.sessions import DRIFT
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.02  # before a holder that answered without giving up is asked again
-PATIENCE_TTLS = 30  # how long a holder that renews may take to write back, in ttls: five minutes
+PATIENCE_TTLS = 2  # how long a holder that renews may take to write back, in ttls
 
 
 class Recaller:

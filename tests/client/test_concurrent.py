@@ -96,18 +96,3 @@ async def test_nobody_waits_for_ever_and_all_agree(seed: int, autojump_clock: Cl
         stored = await made.ask(RunFsck())
         assert isinstance(stored, FsckReply)
         assert stored.inodes == len({ino for ino, _, _ in seen[0].values()}) + 1, "an inode without a name is left"
-
-
-async def test_two_who_write_a_clean_file_back_do_not_wait_for_each_other_for_ever() -> None:
-    async with cluster() as made, made.mount() as client:
-        handle = (await client.create(ROOT, 1, b"f", 0o644, os.O_RDWR))[1]
-        contents, file = client._contents, handle.file
-        assert not file.unwritten
-        await file.flush_lock.acquire()
-        with trio.fail_after(5):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(contents.write_back, file)
-                nursery.start_soon(contents.write_back, file)
-                await trio.testing.wait_all_tasks_blocked()
-                file.flush_lock.release()
-        await client.release(handle)

@@ -51,7 +51,7 @@ async def test_a_holder_that_keeps_alive_but_does_not_answer_a_recall_is_evicted
         start = trio.current_time()
         await two.get(ino, EXCLUSIVE)
         assert two.mode(ino) is EXCLUSIVE
-        assert trio.current_time() - start > 100  # it might have been writing back: that is worth a long wait
+        assert trio.current_time() - start > 15  # it might have been writing back: that is worth a long wait
 
 
 async def test_a_restarted_server_answers_when_all_sessions_are_back(autojump_clock):
