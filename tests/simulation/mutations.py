@@ -404,7 +404,7 @@ MUTATIONS = [
     Mutation("release before shipping", release_before_shipping, 20, names),
     Mutation("lose the end of a batch", lose_the_end_of_a_batch, 20, names),
     Mutation("lose the middle of a batch", lose_the_middle_of_a_batch, 20, names),
-    Mutation("carry out a batch twice", carry_out_a_batch_twice, 60, {**names, "faults": (Nemesis.lose_answer,)}),
+    Mutation("carry out a batch twice", carry_out_a_batch_twice, 300, {**names, "faults": (Nemesis.lose_answer,)}),
     Mutation("complete for ever", complete_for_ever, 20, names),
     Mutation("exclusive beside shared", exclusive_beside_shared, 20, names),
     Mutation("promise without the lease", promise_without_the_lease, 20, names),
