@@ -12,7 +12,7 @@ damaged block. So:
 - any error ends the store (R12): a failed sync is never tried again.
 
 Group commit: `apply` writes without a sync, in the event loop (4 us); `durable` lets one waiter sync the WAL in a thread
-for all that was applied until then (two thousand separate synced puts a second against many tens of thousands so).
+for all that was applied until then (threads that sync each for themselves did 882 writes a second, grouped ones 3,790).
 
     floor   magic 8, sequence u64, crc32 of both u32
     chain   sequence u64, running crc32 u32           (key "chain" of the default family)
