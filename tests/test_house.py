@@ -14,6 +14,7 @@ SINGLE_IMPORTERS = {
     "pyfuse3": "fsd/mount/",
     "msgpack": "fsd/wire/codec.py",
     "rocksdict": "fsd/runtime/rocks.py",
+    "h11": "fsd/http/server.py",
 }
 
 PURE = (

@@ -1,0 +1,65 @@
+"""Listening on what is not the cluster's network: unix sockets, and sockets that systemd has opened for us."""
+
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+
+import trio
+
+from fsd.core.errors import Busy, ConfigurationError
+
+FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+BACKLOG = 128
+
+
+def inherited_listeners(environment: MutableMapping[str, str]) -> list[trio.SocketListener]:
+    """What systemd listens on for us (sd_listen_fds(3)); none if it does not. Taken out of `environment`, which children
+    inherit."""
+    count, pid = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if not count.isdecimal() or pid != str(os.getpid()):
+        return []
+    return [_listener(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+
+
+def _listener(fd: int) -> trio.SocketListener:
+    os.set_inheritable(fd, False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=fd)))
+
+
+def unix_listener(path: str, mode: int = 0o600) -> trio.SocketListener:
+    """Listen at `path`, whose directory is made (0700) if there is none. A socket that nobody listens on is replaced.
+
+    Raises Busy if somebody does, ConfigurationError if it cannot be."""
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _remove_dead(path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            listening.bind(path)
+            os.chmod(path, mode)
+            listening.listen(BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {path}: {error.strerror or error}") from None
+    return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+
+
+def _remove_dead(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigurationError(f"cannot listen at {path}: there is something else than a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        try:
+            asking.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+    raise Busy(f"somebody listens at {path} already")
