@@ -169,7 +169,7 @@ class Exhausted(trio.abc.Listener):
             raise OSError(self.number, os.strerror(self.number))
         if self.asked == 2:
             return self.server
-        await trio.sleep_forever()
+        return await trio.sleep_forever()
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()
