@@ -16,6 +16,10 @@ class Rate:
         self._bytes_per_s = bytes_per_s
         self._paid_until = float("-inf")
 
+    def set(self, bytes_per_s: int) -> None:
+        """From the next `take` on."""
+        self._bytes_per_s = bytes_per_s
+
     async def take(self, size: int) -> None:
         """Wait until `size` bytes are within the budget."""
         if not self._bytes_per_s:

@@ -56,7 +56,7 @@ class Leader:
         self._scopes: dict[PgId, trio.CancelScope] = {}
         self._settling = trio.Semaphore(MAX_SETTLING)
         self._resyncing = Turns(MAX_RESYNCING)
-        self._rate = Rate(resync_bytes_per_s)
+        self.rate = Rate(resync_bytes_per_s)
         self.resynced_bytes = 0
 
     def group(self, pg: PgId) -> Group:
@@ -194,7 +194,7 @@ class Leader:
 
     async def _push(self, group: Group, row: Row, member: Member, failed: list[ChunkId], chunk: ChunkId) -> None:
         """The chunk's present state, whatever it is by now, to one syncing member."""
-        await self._rate.take(self._store.look(group.pg, chunk).length)
+        await self.rate.take(self._store.look(group.pg, chunk).length)
         async with self._carrier.locks.hold((group.pg, chunk)):
             group.check_still(row)
             try:

@@ -77,7 +77,7 @@ class Scrubber:
         self._carrier = carrier
         self._leader = leader
         self._peers = peers
-        self._rate = Rate(rate_bytes_per_s)
+        self.rate = Rate(rate_bytes_per_s)
         self._wanted: list[bool] = []  # passes asked for: deep or not
         self._woken = trio.Event()
         self.lost: dict[tuple[PgId, ChunkId], None] = {}
@@ -215,7 +215,7 @@ class Scrubber:
         while True:
             page = self._store.page(group.pg, after, PAGE)
             for summary in page.chunks:
-                await self._rate.take(summary.length)
+                await self.rate.take(summary.length)
                 group.check_still(row)
                 await self._read(group, row, summary)
             if page.end:

@@ -231,6 +231,15 @@ class ChunkServer:
             )
         return Welcome("chunkserver", __version__, identity.file_system, NodeId(identity.node), identity.incarnation)
 
+    def set_rates(self, *, resync_bytes_per_s: int, scrub_bytes_per_s: int) -> None:
+        """Other bounds from now on, 0: none."""
+        self._options = replace(
+            self._options, resync_bytes_per_s=resync_bytes_per_s, scrub_bytes_per_s=scrub_bytes_per_s
+        )
+        if self._leader is not None and self._scrubber is not None:
+            self._leader.rate.set(resync_bytes_per_s)
+            self._scrubber.rate.set(scrub_bytes_per_s)
+
     async def goodbye(self) -> None:
         """Before a clean stop: serve nothing any more and tell the metadata server. Bounded."""
         if self._membership is not None:

@@ -1,10 +1,9 @@
 """Run a chunkserver: the bytes of one disk."""
 
 import argparse
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fsd.cli.serve import SERVE_OPTIONS, Server, serve
+from fsd.cli.serve import SERVE_OPTIONS, Serving, serve
 from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.units import GIB, MIB, format_size
@@ -69,9 +68,16 @@ def run(settings: dict[str, Any]) -> int:
         scrub_bytes_per_s=_or(settings["scrub_rate"], DEFAULT_SCRUB_RATE),
     )
 
-    def make(runtime: Runtime, directory: DataDirectory) -> tuple[Server, Callable[[], Awaitable[None]]]:
+    def make(runtime: Runtime, directory: DataDirectory) -> Serving:
         server = ChunkServer(runtime, directory, options)
-        return server, server.goodbye
+
+        def reconfigure(settings: dict[str, Any]) -> None:
+            server.set_rates(
+                resync_bytes_per_s=_or(settings["resync_rate"], DEFAULT_RESYNC_RATE),
+                scrub_bytes_per_s=_or(settings["scrub_rate"], DEFAULT_SCRUB_RATE),
+            )
+
+        return Serving(server, server.goodbye, ("resync_rate", "scrub_rate"), reconfigure)
 
     return serve(settings, make)
 

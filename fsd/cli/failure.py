@@ -6,7 +6,7 @@ import sys
 import traceback
 from typing import cast
 
-from fsd.cli import exits, readiness
+from fsd.cli import exits, logs, readiness
 from fsd.core.errors import FsError
 
 log = logging.getLogger(__name__)
@@ -15,8 +15,9 @@ log = logging.getLogger(__name__)
 def report(error: BaseException, ready_fd: int | None = None) -> int:
     """Tell the user (and whoever waits for readiness) and return the exit code."""
     text, code = explain(error)
+    journal = logs.stderr_is_the_journal()
     for line in text.splitlines() or [""]:
-        sys.stderr.write(f"fsd: {line}\n")
+        sys.stderr.write(logs.with_priority(f"fsd: {line}") + "\n" if journal else f"fsd: {line}\n")
     if code == exits.INTERNAL:
         _tell_bug(error)
     if ready_fd is not None:

@@ -1,4 +1,8 @@
-"""Where log lines go: stderr in the foreground, a rotated file for processes in the background."""
+"""Where log lines go: stderr in the foreground, a rotated file for processes in the background.
+
+Under systemd stderr is the journal: it keeps the time itself and takes a priority from the front of each line,
+"<3>" for an error (sd-daemon(3)).
+"""
 
 import logging
 import logging.handlers
@@ -14,6 +18,7 @@ LOG_OPTIONS = (
     ),
 )
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_JOURNAL_FORMAT = "%(name)s: %(message)s"
 
 
 def set_up(file: str | None, level: str) -> None:
@@ -23,7 +28,40 @@ def set_up(file: str | None, level: str) -> None:
         handler: logging.Handler = logging.handlers.RotatingFileHandler(file, maxBytes=16 * MIB, backupCount=3)
     else:
         handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(JournalFormatter() if not file and stderr_is_the_journal() else logging.Formatter(_FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
+
+
+class JournalFormatter(logging.Formatter):
+    """Every line, those of a traceback too, with its priority in front."""
+
+    def __init__(self) -> None:
+        super().__init__(_JOURNAL_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_priority(super().format(record), record.levelno)
+
+
+def with_priority(text: str, level: int = logging.ERROR) -> str:
+    """`text` with a syslog priority in front of each line."""
+    priority = next((number for least, number in _PRIORITIES if level >= least), 7)
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+def stderr_is_the_journal() -> bool:
+    """As systemd.exec(5) says under $JOURNAL_STREAM: the variable alone may be inherited by one whose stderr is another."""
+    try:
+        device, inode = (int(part) for part in os.environ.get("JOURNAL_STREAM", "").split(":"))
+        stderr = os.fstat(2)
+    except (OSError, ValueError):
+        return False
+    return (stderr.st_dev, stderr.st_ino) == (device, inode)

@@ -75,6 +75,7 @@ def run_command(name: str, words: Sequence[str], environment: Mapping[str, str])
     settings: dict[str, Any] = {}
     try:
         settings = _settings(module, name, words, environment)
+        settings["read_again"] = lambda: _settings(module, name, words, environment)
         return module.run(settings)
     except (KeyboardInterrupt, BrokenPipeError):
         raise

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from fsd.cli.serve import SERVE_OPTIONS, no_goodbye, serve
+from fsd.cli.serve import SERVE_OPTIONS, Serving, serve
 from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.units import DEFAULT_CHUNK_SIZE, DEFAULT_INLINE_LIMIT, DEFAULT_PG_COUNT, format_size
@@ -74,4 +74,4 @@ def run(settings: dict[str, Any]) -> int:
         rebuild_after_s=settings["rebuild_after_s"],
         rebalance_after_s=settings["rebalance_after_s"],
     )
-    return serve(settings, lambda runtime, directory: (MetadataServer(runtime, directory, options), no_goodbye))
+    return serve(settings, lambda runtime, directory: Serving(MetadataServer(runtime, directory, options)))

@@ -1,6 +1,7 @@
 """How a process that was started in the background tells its starter that it serves, or why it cannot: one JSON line.
 
 The starter gives the write end of a pipe by `--ready-fd N`. A process that ends without a word is told from its exit code.
+A process that systemd started tells it, too.
 """
 
 import contextlib
@@ -8,11 +9,13 @@ import json
 import os
 
 from fsd.core.config import Option, integer
+from fsd.runtime.notify import notify
 
 READY_FD = Option("ready_fd", integer(0, 1 << 20), "", hidden=True)
 
 
 def report_ready(fd: int | None, address: str) -> None:
+    notify("READY=1", f"STATUS=serving on {address}")
     _send(fd, {"ready": address})
 
 
