@@ -21,7 +21,7 @@ import trio
 from chunkserver import replica
 from chunkserver.locks import KeyedLocks
 from chunkserver.members import RETRY_S, Members, together
-from chunkserver.reader import Snapshot, verify_pieces
+from chunkserver.reader import Snapshot, verify_pieces, whole_extent
 from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
 from chunkserver.store import ChunkBytes, ChunkStore, Prepared
@@ -39,7 +39,7 @@ ROTTEN_RETRY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A client's change of a chunk. `check` raises if this node may not carry it out (any more)."""
+    """A client's change of a chunk. `extents` as in WriteChunk."""
 
     where: Where
     session: SessionId
@@ -50,6 +50,7 @@ class Request:
     length: int = 0
     data: Buffer = b""
     checksums: tuple[int, ...] = ()
+    extents: tuple[tuple[int, int], ...] = ()
 
 
 Check = Callable[[], object]
@@ -117,10 +118,10 @@ class Carrier:
             return await self._store.prepare(group.pg, chunk, None)
         arguments = (group.pg, chunk, request.change, request.offset, request.length, request.data, request.checksums)
         try:
-            return await self._store.prepare(*arguments)
+            return await self._store.prepare(*arguments, extents=request.extents)
         except CorruptData:
             await self.repair(group, row, self._store.look(group.pg, chunk), held=True)
-            return await self._store.prepare(*arguments)
+            return await self._store.prepare(*arguments, extents=request.extents)
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Carrier:
         if reply is None or not isinstance(reply.message, WholeChunk) or reply.message.order != snapshot.order:
             return None
         try:
-            verify_pieces(reply.payload, 0, reply.message.checksums)
+            verify_pieces(reply.payload, whole_extent(reply.payload), reply.message.checksums)
         except FsError as error:
             log.warning("the copy of chunk %s from node %d is no better: %s", snapshot.chunk, member.node, error)
             return None
@@ -243,6 +244,11 @@ class Carrier:
 def last_requests(group: Group, present: Snapshot) -> tuple[AppliedRequest, ...]:
     """Of a chunk, or of one that does not exist any more."""
     return present.requests if present.record else group.removed.get(present.chunk, ())
+
+
+def _is_whole(request: Request, length: int) -> bool:
+    """Whether a write leaves nothing of a chunk of this length."""
+    return not request.extents and request.offset == 0 and len(request.data) >= length
 
 
 @dataclass(slots=True)
@@ -283,7 +289,7 @@ class _Run:
         change = request.change
         if prepared.plan is None:
             change = Change.REMOVE
-        elif change is Change.WRITE and request.offset == 0 and len(request.data) >= prepared.before.length:
+        elif change is Change.WRITE and _is_whole(request, prepared.before.length):
             change = Change.WHOLE
         return Replicate(
             pg=self.group.pg,
@@ -298,6 +304,7 @@ class _Run:
             checksums=request.checksums,
             requests=requests,
             settled=self.group.settled(),
+            extents=request.extents,
         )
 
     async def _here(self, prepared: Prepared, requests: tuple[AppliedRequest, ...], locked: AsyncExitStack) -> None:

@@ -97,6 +97,7 @@ class Follower:
             message.length,
             payload,
             message.checksums,
+            extents=message.extents,
             reserve_share=RESYNC_RESERVE_SHARE if message.resync else 0.0,
         )
         await self._store.commit(

@@ -1,33 +1,60 @@
 """How a change of a chunk becomes new blocks and patches. Pure.
 
-    needed = blocks_needed(record, ...)          which blocks' present bytes must be read (and so verified) first
-    plan = plan_write(record, contents, ...)     the new record without its places on the disk, the new blocks' bytes
+    needs = needs_of(record, pieces)             which present bytes must be read first
+    plan = plan_write(record, found, pieces)     the new record without its places on the disk, the new blocks' bytes
     ... the store allocates, fills in the locations, writes, publishes
 
-A block that the write covers is new whatever was there. A small write into a block becomes a patch, unless the chunk has
-too many of them: then every patched block is written anew. Bytes appended to a block need no reading: CRC-32 goes on
-where it stopped. A full block of zeros becomes a hole.
+A write is a list of pieces, none across a block boundary. A block of which it brings a good part (with the patches that lie
+there already) is written anew; smaller pieces become patches. If the chunk had too many patches then, all patched blocks
+are written anew. A block that is written anew in part is read whole, and so verified. A patch needs no more than the bytes
+it hides, unverified: CRC-32 is linear, so the block's new checksum is the old one changed by the difference; if the hidden
+bytes were rotten the new checksum fits nothing, as the old one did. Bytes appended to a block need no reading: CRC-32 goes
+on where it stopped. A full block of zeros becomes a hole.
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from chunkserver.index import NO_BLOCK, BlockEntry, ChunkRecord, PatchEntry, valid_length
-from fsd.core.checksum import split_at_blocks
+from chunkserver.index import BlockEntry, ChunkRecord, PatchEntry, valid_length
+from fsd.core.checksum import patched_checksum, split_at_blocks
 from fsd.core.ids import NO_ORDER
 from fsd.core.units import BLOCK_SIZE, KIB
 from fsd.wire.frame import Buffer
 
-PATCH_LIMIT = 32 * KIB  # a write shorter than this rides in the index batch
-MAX_PATCHES = 64  # of one chunk
-MAX_PATCH_BYTES = 512 * KIB  # of one chunk
+PATCH_LIMIT = 32 * KIB  # of one block: from here on it is written anew
+MAX_PATCHES = 256  # of one chunk
+MAX_PATCH_BYTES = 1024 * KIB  # of one chunk
 
 EMPTY = ChunkRecord(NO_ORDER, 0, (), (), (), 0)
 _ZEROS = bytes(BLOCK_SIZE)
 ZERO_CHECKSUM = zlib.crc32(_ZEROS)
 
-Contents = Mapping[int, bytes | bytearray]  # block index -> its bytes as they are read now
+
+class Piece(NamedTuple):
+    """New bytes of one block, with the checksum that came with them."""
+
+    offset: int  # in the chunk
+    data: memoryview
+    checksum: int
+
+
+class Needs(NamedTuple):
+    """What `plan_write` must know of the present bytes: whole blocks, verified, and ranges [offset, end) as they are."""
+
+    blocks: list[int]
+    ranges: list[tuple[int, int]]
+
+
+class Found(NamedTuple):
+    """What was needed: blocks by index, ranges by their offset."""
+
+    blocks: Mapping[int, bytes | bytearray]
+    ranges: Mapping[int, bytes | bytearray]
+
+
+NOTHING = Found({}, {})
 
 
 @dataclass(slots=True)
@@ -50,16 +77,29 @@ class Plan:
             self.blocks[index] = BlockEntry(0, len(data), checksum, checksum)
             self.writes.append((index, data))
 
-    def put_patch(self, index: int, offset: int, data: Buffer, data_checksum: int, checksum: int) -> None:
-        """`data` lies over block `index` from now on, which then has `checksum`."""
-        self.patches.append(PatchEntry(self.serial, offset, len(data), data_checksum))
-        self.patch_data.append((self.serial, data))
+    def put_patch(self, index: int, piece: Piece, checksum: int) -> None:
+        """`piece` lies over block `index` from now on, which then has `checksum`."""
+        self.patches.append(PatchEntry(self.serial, piece.offset, len(piece.data), piece.checksum))
+        self.patch_data.append((self.serial, piece.data))
         self.serial += 1
-        self.blocks[index] = self.blocks[index]._replace(checksum=checksum)
+        entry = self.blocks[index]
+        self.blocks[index] = BlockEntry(entry.location, entry.stored, entry.stored_checksum, checksum)
 
     def drop_patches(self, index: int) -> None:
         if self.patches:
             self.patches = [patch for patch in self.patches if patch.offset // BLOCK_SIZE != index]
+
+    def hide_patches(self, index: int, parts: Sequence[Piece]) -> None:
+        """Patches of block `index` of which nothing will be seen under one of `parts` are not kept."""
+        if not self.patches:
+            return
+        spans = [(part.offset, part.offset + len(part.data)) for part in parts]
+        self.patches = [
+            patch
+            for patch in self.patches
+            if patch.offset // BLOCK_SIZE != index
+            or not any(start <= patch.offset and patch.offset + patch.length <= end for start, end in spans)
+        ]
 
     def extend(self, length: int) -> None:
         """Grow to `length`; what was not there reads as zeros."""
@@ -85,98 +125,137 @@ def begin(record: ChunkRecord) -> Plan:
     return Plan(record.length, list(record.blocks), list(record.patches), record.serial)
 
 
-def is_small(record: ChunkRecord, offset: int, length: int) -> bool:
-    """Whether a write becomes patches."""
-    pieces = (offset + length - 1) // BLOCK_SIZE - offset // BLOCK_SIZE + 1
-    return (
-        length < PATCH_LIMIT
-        and len(record.patches) + pieces <= MAX_PATCHES
-        and sum(patch.length for patch in record.patches) + length <= MAX_PATCH_BYTES
-    )
+def cut_pieces(data: Buffer, extents: Sequence[tuple[int, int]]) -> list[tuple[int, memoryview]]:
+    """`data` is the extents (chunk offset, length), one behind the other: the parts of each between block boundaries."""
+    if len(extents) == 1:
+        return split_at_blocks(data, extents[0][0])
+    view = memoryview(data)
+    pieces: list[tuple[int, memoryview]] = []
+    start = 0
+    for offset, length in extents:
+        pieces += split_at_blocks(view[start : start + length], offset)
+        start += length
+    return pieces
 
 
-def _covers(record: ChunkRecord, start: int, end: int, index: int) -> bool:
-    """Whether a piece [start, end) of block `index` leaves nothing of what was there."""
-    return start == 0 and end >= record.valid_length(index)
-
-
-def blocks_needed(record: ChunkRecord, offset: int, length: int) -> list[int]:
-    """The blocks whose present bytes `plan_write` needs, ascending."""
-    small = is_small(record, offset, length)
-    needed: list[int] = []
-    for index in range(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1):
-        start = max(0, offset - index * BLOCK_SIZE)
-        end = min(BLOCK_SIZE, offset + length - index * BLOCK_SIZE)
-        present = record.valid_length(index)
-        if present and not _covers(record, start, end, index) and not (small and start >= present):
-            needed.append(index)
-    return needed if small else sorted({*needed, *_to_fold(record, offset, length)})
-
-
-def _to_fold(record: ChunkRecord, offset: int, length: int) -> list[int]:
-    """Patched blocks that a write which is no patch itself takes the occasion to write anew."""
-    if length >= PATCH_LIMIT:
-        return []
-    first, last = offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE
-    return [index for index in record.patched() if not first <= index <= last]
-
-
-def plan_write(record: ChunkRecord, contents: Contents, offset: int, data: Buffer, checksums: Sequence[int]) -> Plan:
-    """`data` at `offset`; `checksums` are those of its pieces between block boundaries, already verified."""
-    plan = begin(record)
-    small = is_small(record, offset, len(data))
-    fold = [] if small else _to_fold(record, offset, len(data))
-    plan.extend(offset)
-    _extend_for(plan, offset + len(data))
-    for (piece_offset, piece), checksum in zip(split_at_blocks(data, offset), checksums, strict=True):
-        index, start = divmod(piece_offset, BLOCK_SIZE)
-        if small:
-            _patch(plan, record, contents, index, start, piece, checksum)
-        elif _covers(record, start, start + len(piece), index):
-            plan.put_block(index, piece, checksum)
+def by_block(pieces: Sequence[Piece]) -> dict[int, list[Piece]]:
+    """Of ascending pieces, those of each block, ascending."""
+    found: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        index = piece.offset // BLOCK_SIZE
+        if index in found:
+            found[index].append(piece)
         else:
-            merged = _merge(contents.get(index, b""), start, piece)
-            plan.put_block(index, merged, zlib.crc32(merged))
-    for index in fold:
-        content = contents[index]
-        merged = bytes(content) + _ZEROS[: valid_length(plan.length, index) - len(content)]
-        plan.put_block(index, merged, zlib.crc32(merged))
+            found[index] = [piece]
+    return found
+
+
+def _patches_by_block(record: ChunkRecord) -> dict[int, list[PatchEntry]]:
+    found: dict[int, list[PatchEntry]] = {}
+    for patch in record.patches:
+        found.setdefault(patch.offset // BLOCK_SIZE, []).append(patch)
+    return found
+
+
+def _written_anew(record: ChunkRecord, pieces: dict[int, list[Piece]]) -> set[int]:
+    """The blocks that a write replaces; all patched ones if it would leave too many patches."""
+    patches = _patches_by_block(record)
+    count, size = len(record.patches), sum([patch.length for patch in record.patches])
+    anew: set[int] = set()
+    for index, parts in pieces.items():
+        there = patches.get(index, ())
+        before = sum([patch.length for patch in there]) if there and not _covers(record, index, parts) else 0
+        brought = sum([len(part.data) for part in parts])
+        if brought + before >= PATCH_LIMIT:
+            anew.add(index)
+            count -= len(there)
+            size -= before
+        else:
+            count += len(parts)
+            size += brought
+    if count > MAX_PATCHES or size > MAX_PATCH_BYTES:
+        return anew.union(pieces, patches)
+    return anew
+
+
+def _covers(record: ChunkRecord, index: int, parts: Sequence[Piece]) -> bool:
+    """Whether ascending pieces of block `index` leave nothing of what was there."""
+    reached = index * BLOCK_SIZE
+    end = reached + record.valid_length(index)
+    for part in parts:
+        if part.offset > reached:
+            break
+        reached = part.offset + len(part.data)
+    return reached >= end
+
+
+def needs_of(record: ChunkRecord, pieces: Sequence[Piece]) -> Needs:
+    """What of the present bytes `plan_write` needs, ascending."""
+    parts = by_block(pieces)
+    anew = _written_anew(record, parts)
+    blocks = [
+        index
+        for index in sorted(anew)
+        if record.valid_length(index) and not _covers(record, index, parts.get(index, ()))
+    ]
+    ranges: list[tuple[int, int]] = []
+    for index, those in parts.items():
+        if index not in anew and not _covers(record, index, those):
+            end = min(record.length, (index + 1) * BLOCK_SIZE)
+            ranges += [(part.offset, min(part.offset + len(part.data), end)) for part in those if part.offset < end]
+    return Needs(blocks, ranges)
+
+
+def plan_write(record: ChunkRecord, found: Found, pieces: Sequence[Piece]) -> Plan:
+    """The pieces, ascending, over what is there; their checksums are already verified."""
+    parts = by_block(pieces)
+    anew = _written_anew(record, parts)
+    plan = begin(record)
+    plan.extend(pieces[-1].offset + len(pieces[-1].data))
+    for index in sorted(anew):
+        _write_anew(plan, found, index, parts.get(index, ()))
+    for index, those in parts.items():
+        if index not in anew:
+            _patch_block(plan, record, found, index, those)
     return plan
 
 
-def _extend_for(plan: Plan, length: int) -> None:
-    """Grow without zeros for the bytes that the write itself brings: entries are set by its pieces."""
-    if length > plan.length:
-        plan.blocks += [NO_BLOCK] * (-(-length // BLOCK_SIZE) - len(plan.blocks))
-        plan.length = length
-
-
-def _patch(
-    plan: Plan, record: ChunkRecord, contents: Contents, index: int, start: int, piece: memoryview, checksum: int
-) -> None:
-    present = record.valid_length(index)
-    offset = index * BLOCK_SIZE + start
-    if _covers(record, start, start + len(piece), index):
-        plan.drop_patches(index)
-        plan.blocks[index] = NO_BLOCK
-        plan.put_patch(index, offset, piece, checksum, checksum)
-    elif start >= present:  # the gap's zeros are in the entry's checksum since `extend`
-        plan.put_patch(index, offset, piece, checksum, zlib.crc32(piece, plan.blocks[index].checksum))
-    else:
-        plan.put_patch(index, offset, piece, checksum, zlib.crc32(_merge(contents[index], start, piece)))
-
-
-def _merge(content: bytes | bytearray, start: int, piece: Buffer) -> bytearray:
-    merged = bytearray(max(len(content), start + len(piece)))
+def _write_anew(plan: Plan, found: Found, index: int, parts: Sequence[Piece]) -> None:
+    size = valid_length(plan.length, index)
+    if len(parts) == 1 and len(parts[0].data) == size:
+        plan.put_block(index, parts[0].data, parts[0].checksum)
+        return
+    merged = bytearray(size)
+    content = found.blocks.get(index, b"")
     merged[: len(content)] = content
-    merged[start : start + len(piece)] = piece
-    return merged
+    for part in parts:
+        start = part.offset - index * BLOCK_SIZE
+        merged[start : start + len(part.data)] = part.data
+    plan.put_block(index, merged, zlib.crc32(merged))
 
 
-def plan_whole(record: ChunkRecord, data: Buffer, checksums: Sequence[int]) -> Plan:
-    """The chunk becomes `data`, whatever was there; patch serials are not used again."""
+def _patch_block(plan: Plan, record: ChunkRecord, found: Found, index: int, parts: Sequence[Piece]) -> None:
+    size = valid_length(plan.length, index)
+    if _covers(record, index, parts):
+        plan.drop_patches(index)
+        plan.blocks[index] = BlockEntry(0, 0, 0, zlib.crc32(memoryview(_ZEROS)[:size]))
+    else:
+        plan.hide_patches(index, parts)
+    for part in parts:
+        if len(part.data) == size:
+            checksum = part.checksum
+        else:
+            hidden = found.ranges.get(part.offset, b"")
+            hidden_checksum = _zeros_after(zlib.crc32(hidden), len(part.data) - len(hidden))
+            after = index * BLOCK_SIZE + size - part.offset - len(part.data)
+            checksum = patched_checksum(plan.blocks[index].checksum, hidden_checksum, part.checksum, after)
+        plan.put_patch(index, part, checksum)
+
+
+def plan_whole(record: ChunkRecord, pieces: Sequence[Piece]) -> Plan:
+    """The chunk becomes the pieces, which follow one another from 0 on; patch serials are not used again."""
     fresh = ChunkRecord(record.order, 0, (), (), (), record.serial)
-    return plan_write(fresh, {}, 0, data, checksums)
+    return plan_write(fresh, NOTHING, pieces) if pieces else begin(fresh)
 
 
 def cut_block(record: ChunkRecord, length: int) -> int | None:
@@ -184,7 +263,7 @@ def cut_block(record: ChunkRecord, length: int) -> int | None:
     return length // BLOCK_SIZE if length < record.length and length % BLOCK_SIZE else None
 
 
-def plan_truncate(record: ChunkRecord, contents: Contents, length: int) -> Plan:
+def plan_truncate(record: ChunkRecord, contents: Mapping[int, bytes | bytearray], length: int) -> Plan:
     """Cut to `length`; a shorter chunk stays as it is."""
     plan = begin(record)
     if length >= record.length:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from chunkserver.index import PATCH, ChunkRecord, chunk_key, patch_key
+from chunkserver.layout import Piece, cut_pieces
 from chunkserver.space import BlockSpace
 from fsd.core.checksum import block_checksums
-from fsd.core.errors import BadChecksum, CorruptData
+from fsd.core.errors import BadChecksum, CorruptData, InvalidArgument
 from fsd.core.ids import NO_ORDER, ChunkId, Order, PgId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import AppliedRequest
@@ -94,6 +95,28 @@ async def compose(
     return content
 
 
+async def read_hidden(
+    space: BlockSpace, keyvalue: KeyValue, snapshot: Snapshot, record: ChunkRecord, start: int, end: int
+) -> bytearray:
+    """[start, end) of the chunk, within one block, as it is read now but not verified. Raises CorruptData."""
+    index = start // BLOCK_SIZE
+    base = index * BLOCK_SIZE
+    entry = record.blocks[index]
+    content = bytearray(end - start)
+    stored = min(end - base, entry.stored) - (start - base)
+    if entry.location and stored > 0:
+        content[:stored] = await space.read(entry.location, stored, start - base)
+    key = chunk_key(snapshot.pg, snapshot.chunk)
+    for patch in record.patches:
+        low, high = max(start, patch.offset), min(end, patch.offset + patch.length)
+        if low < high:
+            data = keyvalue.get(PATCH, patch_key(key, patch.serial))
+            if data is None or len(data) != patch.length:
+                raise CorruptData(f"patch {patch.serial} of chunk {tuple(snapshot.chunk)} is missing")
+            content[low - start : high - start] = memoryview(data)[low - patch.offset : high - patch.offset]
+    return content
+
+
 def _runs(record: ChunkRecord, first: int, last: int, per_segment: int) -> list[_Run]:
     patched = {patch.offset // BLOCK_SIZE for patch in record.patches}
     runs: list[_Run] = []
@@ -125,7 +148,23 @@ def verify_stored(data: Buffer, checksums: Sequence[int], chunk: ChunkId) -> Non
         raise CorruptData(f"stored bytes of chunk {tuple(chunk)} fail their checksum")
 
 
-def verify_pieces(data: Buffer, offset: int, checksums: Sequence[int]) -> None:
-    """What comes over the network, before anything is stored. Raises BadChecksum."""
-    if block_checksums(data, offset) != tuple(checksums):
-        raise BadChecksum(f"{len(data)} bytes for offset {offset} do not have the checksums that came with them")
+def whole_extent(data: Buffer) -> list[tuple[int, int]]:
+    """Of all the bytes of a chunk."""
+    return [(0, len(data))] if len(data) else []
+
+
+def verify_pieces(data: Buffer, extents: Sequence[tuple[int, int]], checksums: Sequence[int]) -> list[Piece]:
+    """What comes over the network, before anything is stored: cut at block boundaries. Raises BadChecksum, and
+    InvalidArgument for extents that are not ascending and apart or do not add up to the bytes."""
+    reached = size = 0
+    for offset, length in extents:
+        if offset < reached or length <= 0:
+            raise InvalidArgument(f"{length} bytes at {offset}, behind others up to {reached}")
+        reached = offset + length
+        size += length
+    if size != len(data):
+        raise InvalidArgument(f"{len(data)} bytes came for extents of {size}")
+    cut = cut_pieces(data, extents)
+    if [zlib.crc32(piece) for _, piece in cut] != list(checksums):
+        raise BadChecksum(f"{len(data)} bytes for {len(extents)} extents do not have the checksums that came with them")
+    return [Piece(offset, piece, checksum) for (offset, piece), checksum in zip(cut, checksums, strict=True)]

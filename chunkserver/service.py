@@ -15,6 +15,7 @@ from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, Overloaded,
 from fsd.core.ids import ChunkId, PgId
 from fsd.core.units import MIB
 from fsd.protocol.chunk import (
+    MAX_EXTENTS,
     AskSpace,
     Change,
     GetScrub,
@@ -118,7 +119,10 @@ class ChunkService:
     async def _write(self, message: WriteChunk, payload: Buffer) -> Any:
         if not len(payload):
             raise InvalidArgument("a write without bytes")
-        self._check_range(message.where.pg, message.chunk, message.offset, len(payload))
+        if len(message.extents) > MAX_EXTENTS:
+            raise InvalidArgument(f"a write of {len(message.extents)} extents, at most {MAX_EXTENTS} are allowed")
+        for offset, length in message.extents or ((message.offset, len(payload)),):
+            self._check_range(message.where.pg, message.chunk, offset, length)
         return await self._serving.change(
             Request(
                 where=message.where,
@@ -129,6 +133,7 @@ class ChunkService:
                 offset=message.offset,
                 data=payload,
                 checksums=message.checksums,
+                extents=message.extents,
             )
         )
 

@@ -107,9 +107,10 @@ class BlockSpace:
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    async def read(self, location: int, length: int) -> bytes:
-        """`length` bytes from the start of a block on, over following blocks of its segment too."""
-        return await self._segments.read(*self._place(location), length)
+    async def read(self, location: int, length: int, start: int = 0) -> bytes:
+        """`length` bytes of a block from `start` on, over following blocks of its segment too."""
+        segment, offset = self._place(location)
+        return await self._segments.read(segment, offset + start, length)
 
     def _place(self, location: int) -> tuple[int, int]:
         segment, block = divmod(location - 1, self._free.per_segment)

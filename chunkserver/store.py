@@ -38,9 +38,20 @@ from chunkserver.index import (
     patch_key,
     summarize,
 )
-from chunkserver.layout import EMPTY, Plan, begin, blocks_needed, cut_block, plan_truncate, plan_whole, plan_write
+from chunkserver.layout import (
+    EMPTY,
+    Found,
+    Needs,
+    Plan,
+    begin,
+    cut_block,
+    needs_of,
+    plan_truncate,
+    plan_whole,
+    plan_write,
+)
 from chunkserver.locks import KeyedLocks
-from chunkserver.reader import Snapshot, compose, cut, read_blocks, verify_pieces
+from chunkserver.reader import Snapshot, compose, cut, read_blocks, read_hidden, verify_pieces, whole_extent
 from chunkserver.space import BlockSpace
 from fsd.core.errors import CorruptData, DiskFailed, InvalidArgument
 from fsd.core.ids import NO_ORDER, ChunkId, DataId, Order, PgEpoch, PgId
@@ -230,9 +241,12 @@ class ChunkStore:
         data: Buffer = b"",
         checksums: Sequence[int] = (),
         *,
+        extents: Sequence[tuple[int, int]] = (),
         reserve_share: float = 1.0,
     ) -> Prepared:
         """Everything that can refuse a change: BadChecksum, CorruptData (of what stays), NoSpace. None changes no bytes.
+
+        `extents`: where the bytes of a WRITE belong, (chunk offset, length) each; empty: all at `offset`.
 
         `reserve_share`: how much of the reserve must stay free; the servers' own changes may go deeper, cutting always."""
         before = self.look(pg, chunk)
@@ -251,17 +265,26 @@ class ChunkStore:
                 )
                 reserve_share = 0.0
             case Change.WHOLE:
-                verify_pieces(data, 0, checksums)
-                plan = plan_whole(record, data, checksums)
+                plan = plan_whole(record, verify_pieces(data, whole_extent(data), checksums))
             case Change.WRITE:
-                verify_pieces(data, offset, checksums)
-                contents = await self._compose(before, record, blocks_needed(record, offset, len(data)))
-                plan = plan_write(record, contents, offset, data, checksums)
+                pieces = verify_pieces(data, extents or [(offset, len(data))], checksums)
+                plan = plan_write(record, await self._find(before, record, needs_of(record, pieces)), pieces)
         return Prepared(before, plan, await self._allocate(plan, reserve_share))
 
     async def _compose(self, before: Snapshot, record: ChunkRecord, indices: list[int]) -> dict[int, bytearray]:
         with self._watch:
             return {index: await compose(self._space, self._keyvalue, before, record, index) for index in indices}
+
+    async def _find(self, before: Snapshot, record: ChunkRecord, needs: Needs) -> Found:
+        blocks = await self._compose(before, record, needs.blocks) if needs.blocks else {}
+        with self._watch:
+            return Found(
+                blocks,
+                {
+                    start: await read_hidden(self._space, self._keyvalue, before, record, start, end)
+                    for start, end in needs.ranges
+                },
+            )
 
     async def _allocate(self, plan: Plan, reserve_share: float) -> list[int]:
         """Give the plan's new blocks their places."""

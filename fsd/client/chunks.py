@@ -8,7 +8,7 @@ here when they arrive (I8).
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -71,13 +71,18 @@ class Chunks:
         """Whether the bytes are those that the server stored."""
         return answer.checksums == block_checksums(payload)
 
-    async def write(self, session: SessionId, chunk: ChunkId, offset: int, data: Buffer) -> None:
-        """Durable on return. Raises NoSpace, SessionEvicted."""
+    async def write(self, session: SessionId, chunk: ChunkId, extents: Sequence[tuple[int, Buffer]]) -> None:
+        """All (chunk offset, bytes), ascending and apart, or none; durable on return. Raises NoSpace, SessionEvicted."""
         number = RequestNumber(next(self._numbers))
-        checksums = block_checksums(data, offset)
+        checksums = tuple(itertools.chain.from_iterable(block_checksums(data, offset) for offset, data in extents))
         self._counts["WriteChunk"] += 1
+        offset, data = extents[0]
+        ranges: tuple[tuple[int, int], ...] = ()
+        if len(extents) > 1:
+            ranges = tuple([(start, len(part)) for start, part in extents])
+            data = b"".join([part for _, part in extents])
         await self._change(
-            session, chunk, lambda where: WriteChunk(where, session, number, chunk, offset, checksums), data
+            session, chunk, lambda where: WriteChunk(where, session, number, chunk, offset, checksums, ranges), data
         )
 
     async def truncate(self, session: SessionId, chunk: ChunkId, length: int) -> None:

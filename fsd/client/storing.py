@@ -21,6 +21,7 @@ from fsd.core.errors import FsError, WriteLost
 from fsd.core.ids import ChunkId, DataId, Ino, SessionId
 from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
 from fsd.namespace.records import NO_DATA, Inode
+from fsd.protocol.chunk import MAX_EXTENTS
 
 MAX_CUT_BLINDLY = 1024  # chunks that are cut without asking first which of them there are
 MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
@@ -126,11 +127,12 @@ class Storing:
     async def _write_chunk(
         self, chunk: ChunkId, pieces: DirtyMap, session: SessionId, errors: list[FsError], nursery: trio.Nursery
     ) -> None:
-        """One request in flight for a chunk, in the order of offsets."""
+        """All of a chunk in one request, which is carried out whole or not at all."""
         base = chunk.index * self._core.chunk_size
+        extents = [(extent.file_offset - base, memoryview(extent.data)) for extent in pieces.extents(chunk.index)]
         try:
-            for extent in pieces.extents(chunk.index):
-                await self._chunks.write(session, chunk, extent.file_offset - base, memoryview(extent.data))
+            for first in range(0, len(extents), MAX_EXTENTS):
+                await self._chunks.write(session, chunk, extents[first : first + MAX_EXTENTS])
         except FsError as error:
             errors.append(error)
             nursery.cancel_scope.cancel()

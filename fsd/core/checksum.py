@@ -8,6 +8,9 @@ import zlib
 
 from fsd.core.units import BLOCK_SIZE
 
+_ZEROS = bytes(BLOCK_SIZE)
+_ONES = 0xFFFFFFFF  # zlib inverts the register before and after
+
 type_code = "crc32"
 
 
@@ -19,6 +22,12 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
 def block_checksums(data: bytes | bytearray | memoryview, chunk_offset: int = 0) -> tuple[int, ...]:
     """One checksum for every piece of `data` between block boundaries, `data` beginning at `chunk_offset`."""
     return tuple(zlib.crc32(piece) for _, piece in split_at_blocks(data, chunk_offset))
+
+
+def patched_checksum(before: int, hidden: int, shown: int, after: int) -> int:
+    """Of bytes whose checksum was `before`, when a range with checksum `hidden` becomes one with checksum `shown`, with
+    `after` bytes behind it. CRC is linear: nothing else of the bytes is needed."""
+    return before ^ zlib.crc32(memoryview(_ZEROS)[:after], hidden ^ shown ^ _ONES) ^ _ONES
 
 
 def split_at_blocks(data: bytes | bytearray | memoryview, chunk_offset: int) -> list[tuple[int, memoryview]]:

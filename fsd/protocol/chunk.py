@@ -10,6 +10,8 @@ from enum import Enum
 from fsd.core.ids import ChunkId, DataId, Incarnation, MapEpoch, NodeId, Order, PgEpoch, PgId, RequestNumber, SessionId
 from fsd.wire.codec import wire
 
+MAX_EXTENTS = 4096  # of one write
+
 
 @wire(300)
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,10 @@ class Where:
 @wire(301)
 @dataclass(frozen=True, slots=True)
 class WriteChunk:
-    """Payload: the bytes for [offset, offset + len(payload)) of the chunk; a gap before them reads as zeros.
-    `checksums`: one for each piece of the payload between block boundaries. `number` grows within the session and chunk.
-    Answer: ChunkWritten, when every member of the row has it durably (R4).
+    """Payload: the bytes for [offset, offset + len(payload)) of the chunk; a gap before them reads as zeros. Or, with
+    `extents` (chunk offset, length), ascending and apart, at most MAX_EXTENTS: theirs, one behind the other; all or none
+    are written. `checksums`: one for each piece of an extent between block boundaries. `number` grows within the
+    session and chunk. Answer: ChunkWritten, when every member of the row has it durably (R4).
     Errors: StaleMap, NotServing, SessionEvicted, BadChecksum, NoSpace."""
 
     where: Where
@@ -33,6 +36,7 @@ class WriteChunk:
     chunk: ChunkId
     offset: int
     checksums: tuple[int, ...]
+    extents: tuple[tuple[int, int], ...] = ()
 
 
 @wire(302)
@@ -120,6 +124,7 @@ class Replicate:
     requests: tuple[AppliedRequest, ...]
     settled: int
     resync: bool = False
+    extents: tuple[tuple[int, int], ...] = ()  # of a WRITE, as in WriteChunk
 
 
 @wire(308)

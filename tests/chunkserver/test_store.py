@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from chunkserver.layout import MAX_PATCHES
 from chunkserver.opening import open_store
 from fsd.core.checksum import block_checksums
-from fsd.core.errors import BadChecksum, CorruptData, DiskFailed, FormatError, NoSpace
+from fsd.core.errors import BadChecksum, CorruptData, DiskFailed, FormatError, InvalidArgument, NoSpace
 from fsd.core.ids import NO_ORDER, ChunkId, DataId, Order, PgEpoch, PgId
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import Change
@@ -44,7 +44,7 @@ async def opened(directory, *, reserve=0):
 
 
 async def change(store, chunk, kind, offset=0, length=0, data=b"", *, durable=True, **options):
-    sums = block_checksums(data, offset)
+    sums = sums_of(options["extents"], data) if "extents" in options else block_checksums(data, offset)
     async with store.locked(PG, chunk):
         prepared = await store.prepare(PG, chunk, kind, offset, length, data, sums, **options)
         order = VERSIONS.next()
@@ -52,6 +52,14 @@ async def change(store, chunk, kind, offset=0, length=0, data=b"", *, durable=Tr
     if durable:
         await store.durable()
     return order
+
+
+def sums_of(extents, data):
+    sums, start = (), 0
+    for offset, length in extents:
+        sums += block_checksums(data[start : start + length], offset)
+        start += length
+    return sums
 
 
 async def content(store, chunk):
@@ -69,8 +77,10 @@ OFFSETS = st.one_of(
     st.sampled_from([0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 2 * BLOCK_SIZE, 3 * BLOCK_SIZE]),
 )
 SIZES = st.one_of(st.integers(1, 300), st.integers(1, CHUNK_SIZE), st.sampled_from([BLOCK_SIZE, 2 * BLOCK_SIZE]))
+SCATTERED = st.lists(st.tuples(st.integers(1, 20_000), st.one_of(st.integers(1, 5000), SIZES)), min_size=1, max_size=40)
 OPERATIONS = st.lists(
     st.one_of(
+        st.tuples(st.just("scatter"), SCATTERED, st.integers(0, 255)),
         st.tuples(st.just("write"), OFFSETS, SIZES, st.integers(0, 255)),
         st.tuples(st.just("whole"), SIZES, st.integers(0, 255)),
         st.tuples(st.just("cut"), OFFSETS),
@@ -118,6 +128,20 @@ async def one_step(store, oracle, name, arguments):
         oracle = oracle or bytearray()
         oracle.extend(bytes(max(0, offset + len(data) - len(oracle))))
         oracle[offset : offset + len(data)] = data
+    elif name == "scatter":
+        extents, position = [], 0
+        for gap, size in arguments[0]:
+            size = min(size, CHUNK_SIZE - position - gap)
+            if size > 0:
+                extents.append((position + gap, size))
+                position += gap + size
+        data = fill(arguments[1], sum(size for _, size in extents))
+        await change(store, A, Change.WRITE, data=data, extents=extents)
+        oracle, start = oracle or bytearray(), 0
+        for offset, size in extents:
+            oracle.extend(bytes(max(0, offset + size - len(oracle))))
+            oracle[offset : offset + size] = data[start : start + size]
+            start += size
     elif name == "whole":
         oracle = bytearray(fill(arguments[1], arguments[0]))
         await change(store, A, Change.WHOLE, data=bytes(oracle))
@@ -155,10 +179,32 @@ def test_any_program_reads_as_from_a_bytearray(program):
 
 @settings(max_examples=10, deadline=None)
 @given(
-    st.lists(st.tuples(st.just("write"), OFFSETS, st.integers(1, 300), st.integers(1, 255)), min_size=80, max_size=90)
+    st.lists(st.tuples(st.just("write"), OFFSETS, st.integers(1, 300), st.integers(1, 255)), min_size=280, max_size=290)
 )
 def test_many_small_writes_are_folded_into_blocks(program):
     trio.run(run_program, program)
+
+
+def test_a_page_that_is_written_again_and_again_leaves_one_patch():
+    async def main():
+        async with opened(MemoryDirectory()) as (store, _):
+            await change(store, A, Change.WRITE, data=b"1" * 3 * BLOCK_SIZE)
+            for number in range(MAX_PATCHES + 10):
+                await change(store, A, Change.WRITE, 70_000, data=bytes([number % 251]) * 4096)
+            assert len(store.look(PG, A).record.patches) == 1
+            assert_blocks_add_up(store)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("extents", [[(10, 5), (14, 5)], [(10, 5), (3, 5)], [(10, 5), (20, 0)], [(10, 5), (20, 9)]])
+def test_extents_that_overlap_or_do_not_add_up_are_refused(extents):
+    async def main():
+        async with opened(MemoryDirectory()) as (store, _):
+            with pytest.raises(InvalidArgument):
+                await store.prepare(PG, A, Change.WRITE, 0, 0, b"x" * 10, (0, 0), extents=extents)
+
+    trio.run(main)
 
 
 def test_zeros_take_no_space():
@@ -307,9 +353,15 @@ def test_a_flipped_bit_in_a_block_is_told_and_never_laundered_by_a_partial_write
             directory._segments["segments"][0][BLOCK_SIZE + 77] ^= 4
             with pytest.raises(CorruptData):
                 await content(store, A)
-            for size in (10, 40_000):
+            with pytest.raises(CorruptData):
+                await change(store, A, Change.WRITE, BLOCK_SIZE + 500, data=b"2" * 40_000)
+            for offset in (
+                BLOCK_SIZE + 500,
+                BLOCK_SIZE + 70,
+            ):  # patches beside the damage and over it do not look at it
+                await change(store, A, Change.WRITE, offset, data=b"2" * 10)
                 with pytest.raises(CorruptData):
-                    await change(store, A, Change.WRITE, BLOCK_SIZE + 500, data=b"2" * size)
+                    await content(store, A)
             with pytest.raises(CorruptData):
                 await change(store, A, Change.TRUNCATE, length=BLOCK_SIZE + 500)
             await change(store, A, Change.WRITE, BLOCK_SIZE, data=b"3" * BLOCK_SIZE)  # leaves nothing of the damage
