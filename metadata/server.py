@@ -28,6 +28,7 @@ from metadata.authority import Audience, Authority
 from metadata.batches import BatchService
 from metadata.clients import ClientService
 from metadata.collector import Collector
+from metadata.flushes import FlushService
 from metadata.live import Sessions
 from metadata.nodes import NodeService
 from metadata.recalls import Recaller
@@ -151,6 +152,7 @@ class MetadataServer:
                 clients=ClientService(runtime, store, authority, audience, sessions, space),
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
+                flushes=FlushService(store, sessions),
                 status=StatusService(runtime.clock, store, authority, sessions, collector, space),
                 administration=AdministrationService(runtime.clock, store, authority, sessions, collector.wake),
                 failed=self._fail,

@@ -12,6 +12,7 @@ from metadata.administration import AdministrationService
 from metadata.authority import Audience
 from metadata.batches import BatchService
 from metadata.clients import ClientService
+from metadata.flushes import FlushService
 from metadata.live import LiveSession, Sessions
 from metadata.nodes import NodeService
 from metadata.recalls import Recaller
@@ -42,6 +43,7 @@ class MetadataService:
         clients: ClientService,
         nodes: NodeService,
         volumes: VolumeService,
+        flushes: FlushService,
         status: StatusService,
         administration: AdministrationService,
         failed: Callable[[FsError], None],
@@ -81,6 +83,7 @@ class MetadataService:
         }
         self._of_anybody: dict[type[Any], OfAnybody] = {
             metadata.InspectInode: status.inspect,
+            cluster.AskFlush: flushes.fate,
             cluster.CreateVolume: volumes.create,
             cluster.SetVolume: volumes.set,
             cluster.DeleteVolume: volumes.delete,

@@ -15,7 +15,7 @@ from fsd.namespace import rules
 from fsd.namespace.attributes import without_capability
 from fsd.namespace.draft import Draft
 from fsd.namespace.operations import Base, CommitSize, TrimDone, Truncate, WriteInline
-from fsd.namespace.records import NO_DATA, Inode
+from fsd.namespace.records import MAX_FLUSHES, NO_DATA, FlushRecord, Inode
 
 
 def truncate(draft: Draft, op: Truncate) -> Ino:
@@ -55,9 +55,20 @@ def commit_size(draft: Draft, op: CommitSize) -> Ino:
     if op.size > inode.size:
         check_trimmed(inode)
     data = inode.data if op.data == NO_DATA else op.data
-    resized = replace(inode, size=max(op.size, inode.size), data=data, inline=None)
+    flushes = flushes_after(inode, op)
+    resized = replace(inode, size=max(op.size, inode.size), data=data, inline=None, flushes=flushes)
     _written(draft, op, inode, resized, op.mtime_ns)
     return op.ino
+
+
+def flushes_after(inode: Inode, op: CommitSize) -> tuple[FlushRecord, ...]:
+    """Raises InvalidArgument if the inode holds too many that are not applied."""
+    kept = tuple(flush for flush in inode.flushes if (flush.session, flush.number) not in op.applied)
+    if op.flush is None or op.flush in kept:
+        return kept
+    if len(kept) >= MAX_FLUSHES:
+        raise InvalidArgument(f"inode {inode.ino} has {len(kept)} flushes that are not applied yet")
+    return (*kept, op.flush)
 
 
 def trim_done(draft: Draft, op: TrimDone) -> Ino:
@@ -95,7 +106,7 @@ def check_same_data(inode: Inode, op: CommitSize) -> None:
 
 def emptied(draft: Draft, inode: Inode) -> Inode:
     draft.collect(inode)
-    return replace(inode, size=0, data=NO_DATA, inline=b"", trim_end=0)
+    return replace(inode, size=0, data=NO_DATA, inline=b"", trim_end=0, flushes=())
 
 
 def cut(inode: Inode, size: int) -> Inode:

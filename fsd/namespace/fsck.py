@@ -100,6 +100,8 @@ def check_contents(inode: Inode) -> Iterator[str]:
         yield f"inode {ino} is no regular file and has data {inode.data}"
     if inode.trim_end and (inode.data == NO_DATA or inode.trim_end <= inode.size):
         yield f"inode {ino} of {inode.size} bytes is to be trimmed up to {inode.trim_end}"
+    if inode.flushes and inode.data == NO_DATA:
+        yield f"inode {ino} has {len(inode.flushes)} flushes and no chunks"
     if inode.size < 0 or (inode.size and not (inode.is_regular or inode.is_symlink or inode.is_directory)):
         yield f"inode {ino} has size {inode.size}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from fsd.core.ids import DataId, Ino, LayerId
-from fsd.namespace.records import NO_DATA
+from fsd.namespace.records import NO_DATA, FlushRecord
 from fsd.wire.codec import wire
 
 
@@ -154,12 +154,17 @@ class WriteInline(Base):
 class CommitSize(Base):
     """Size and mtime behind bytes that are durable on the chunkservers (I17). `data` differs from the inode's when the
     file has just moved out of line, and is NO_DATA to keep what is there. Never makes a file shorter: a smaller `size`
-    leaves it. WrongLayout if the file is inline and no `data` is given, has other `data`, or is to grow untrimmed."""
+    leaves it. WrongLayout if the file is inline and no `data` is given, has other `data`, or is to grow untrimmed.
+
+    `flush`: what was prepared in its chunks counts from now on. `applied`: (session, number) of flushes that all their
+    chunks have applied; their records go."""
 
     ino: Ino
     size: int
     mtime_ns: int
     data: DataId = NO_DATA
+    flush: FlushRecord | None = None
+    applied: tuple[tuple[int, int], ...] = ()
 
 
 @wire(132)

@@ -4,10 +4,11 @@ import stat
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 
-from fsd.core.ids import DataId, Ino, LayerId, PoolId
+from fsd.core.ids import DataId, Ino, LayerId, PoolId, SessionId
 from fsd.wire.codec import wire
 
 NO_DATA = DataId(0)
+MAX_FLUSHES = 8  # records of flushes that one inode holds
 
 
 class InodeFlag(IntFlag):
@@ -15,6 +16,17 @@ class InodeFlag(IntFlag):
 
     NONE = 0
     HAS_XATTRS = 1  # without it there is no extended attribute: who holds a lease need not ask for one
+
+
+@wire(104)
+@dataclass(frozen=True, slots=True)
+class FlushRecord:
+    """The commit record of a flush in two phases: what session `session` prepared under `number` in these chunks of the
+    file's data counts. It stays until every one of them has applied it."""
+
+    session: SessionId
+    number: int
+    chunks: tuple[int, ...]
 
 
 @wire(100)
@@ -26,7 +38,7 @@ class Inode:
     answer that leaves them out), else in the chunks of `data`. A symbolic link's target is in `inline`. A directory's
     `size` is its number of entries, `parent` the directory that holds it (itself for the root, 0 for other types).
     `flags` are InodeFlag's. `trim_end` > `size` says that chunks may still hold garbage in [size, trim_end): whoever
-    extends the file trims first; else it is 0.
+    extends the file trims first; else it is 0. `flushes` are committed and perhaps not applied in all chunks.
     """
 
     ino: Ino
@@ -44,6 +56,7 @@ class Inode:
     trim_end: int = 0
     parent: Ino = Ino(0)
     flags: int = 0
+    flushes: tuple[FlushRecord, ...] = ()
 
     @property
     def is_directory(self) -> bool:

@@ -7,7 +7,20 @@ incarnation, activated and under its lease; it fetches the map first if `min_map
 from dataclasses import dataclass
 from enum import Enum
 
-from fsd.core.ids import ChunkId, DataId, Incarnation, MapEpoch, NodeId, Order, PgEpoch, PgId, RequestNumber, SessionId
+from fsd.core.ids import (
+    ChunkId,
+    DataId,
+    Incarnation,
+    Ino,
+    LayerId,
+    MapEpoch,
+    NodeId,
+    Order,
+    PgEpoch,
+    PgId,
+    RequestNumber,
+    SessionId,
+)
 from fsd.wire.codec import wire
 
 MAX_EXTENTS = 4096  # of one write
@@ -19,6 +32,43 @@ class Where:
     pg: PgId
     pg_epoch: PgEpoch  # of the asker's map; StaleMap if it is not the server's
     min_map_epoch: MapEpoch  # the fence (I13, R14): of the grant of the lease under which the asker acts
+
+
+# --- flushes over several chunks ---------------------------------------------------------------------------------------
+
+
+@wire(328)
+@dataclass(frozen=True, slots=True)
+class FlushId:
+    """One flush of one file: its commit record, if there is one, lies in the inode under (session, number)."""
+
+    layer: LayerId
+    ino: Ino
+    session: SessionId
+    number: int
+
+
+class Resolve(Enum):
+    """What becomes of the chunk's pending state before a change is laid over it."""
+
+    KEEP = 0
+    APPLY = 1  # its flush is committed
+    DROP = 2  # its flush never will be
+
+
+@wire(329)
+@dataclass(frozen=True, slots=True)
+class PendingPart:
+    """What a flush has prepared for a chunk: pieces (offset, length) whose bytes lie one behind the other at the payload's
+    end, with checksums as those of a write."""
+
+    flush: FlushId
+    pieces: tuple[tuple[int, int], ...]
+    checksums: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(length for _, length in self.pieces)
 
 
 @wire(301)

@@ -1,6 +1,7 @@
 """What nodes and administrators say to the metadata server."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from fsd.cluster.map import ClusterMap, Node, Row
 from fsd.core.ids import DataId, Ino, LayerId, MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
@@ -422,3 +423,31 @@ class Ping:
 class Pong:
     time_ns: int
     version: str
+
+
+# --- flushes in two phases --------------------------------------------------------------------------------------------
+
+
+class Fate(Enum):
+    """Of a flush whose bytes are prepared."""
+
+    COMMITTED = 1
+    OPEN = 2  # not committed; its session lives and holds the file's exclusive lease, so it may be
+    OVER = 3  # not committed, and never will be
+
+
+@wire(449)
+@dataclass(frozen=True, slots=True)
+class AskFlush:
+    """A primary has met what session `session` prepared under `number`: does it count? Answer: FlushFate, durable."""
+
+    layer: LayerId
+    ino: Ino
+    session: SessionId
+    number: int
+
+
+@wire(450)
+@dataclass(frozen=True, slots=True)
+class FlushFate:
+    fate: Fate

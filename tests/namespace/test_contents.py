@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from fsd.core import errors
-from fsd.core.ids import ROOT_INO
+from fsd.core.ids import ROOT_INO, SessionId
 from fsd.core.units import MAX_FILE_SIZE
 from fsd.namespace import operations as op
-from fsd.namespace.records import NO_DATA, DeadData
+from fsd.namespace.records import MAX_FLUSHES, NO_DATA, DeadData, FlushRecord
 from tests.namespace.trees import VOLUME, Tree
 
 
@@ -151,3 +151,27 @@ def test_quota_counts_committed_sizes() -> None:
     tree.refuses(errors.QuotaExceeded, op.Truncate, ino, 1001)
     tree.do(op.CommitSize, ino, 1000, 1)
     tree.close()
+
+
+def test_a_flush_in_two_phases_leaves_its_record_until_it_is_applied(tree: Tree) -> None:
+    ino = tree.chunked(b"f", 100, data=300)
+    first, second = (FlushRecord(SessionId(9), number, (0, 1)) for number in (1, 2))
+    tree.do(op.CommitSize, ino, 100, 5, NO_DATA, first)
+    tree.do(op.CommitSize, ino, 100, 5, NO_DATA, first)
+    assert tree.inode(ino).flushes == (first,)
+    tree.do(op.CommitSize, ino, 200, 6, NO_DATA, second, ((8, 1),))
+    assert tree.inode(ino).flushes == (first, second)
+    tree.do(op.CommitSize, ino, 200, 7, NO_DATA, None, ((9, 1),))
+    assert tree.inode(ino).flushes == (second,)
+    tree.do(op.Truncate, ino, 0)
+    assert tree.inode(ino).flushes == ()
+
+
+def test_a_file_has_a_bounded_number_of_flushes_that_are_not_applied(tree: Tree) -> None:
+    ino = tree.chunked(b"f", 100, data=300)
+    for number in range(MAX_FLUSHES):
+        tree.do(op.CommitSize, ino, 100, 5, NO_DATA, FlushRecord(SessionId(9), number, (0, 1)))
+    one_more = FlushRecord(SessionId(9), MAX_FLUSHES, (0, 1))
+    tree.refuses(errors.InvalidArgument, op.CommitSize, ino, 100, 5, NO_DATA, one_more)
+    tree.do(op.CommitSize, ino, 100, 5, NO_DATA, one_more, ((9, 0),))
+    assert len(tree.inode(ino).flushes) == MAX_FLUSHES

@@ -5,20 +5,21 @@ import dataclasses
 import pytest
 
 from fsd.core.errors import ProtocolError
-from fsd.core.ids import DataId, Ino, LayerId, PoolId
+from fsd.core.ids import DataId, Ino, LayerId, PoolId, SessionId
 from fsd.namespace import keys
 from fsd.namespace import operations as op
-from fsd.namespace.records import AccessMode, DeadData, Dentry, Inode, Volume
+from fsd.namespace.records import AccessMode, DeadData, Dentry, FlushRecord, Inode, Volume
 from fsd.wire.codec import decode, encode, number_of, registered
 
 L, T, U, G = LayerId(7), 1_700_000_000_000_000_000, 1000, 1001
 P, N, D = Ino(1), Ino(300), DataId(301)
 
 EXAMPLES = [
-    Inode(N, 0o100644, U, G, 1, 5, T, T + 1, T + 2, 0, DataId(0), b"bytes", 0, Ino(0), 1),
+    Inode(N, 0o100644, U, G, 1, 5, T, T + 1, T + 2, 0, DataId(0), b"abc", 0, Ino(0), 1, ()),
     Dentry(N, 0o100000),
     Volume("default", L, PoolId(1), 2, 1, 1 << 40, 1000, 5, 2, AccessMode.SINGLE, 16384),
     DeadData(D, PoolId(1), 0, 1 << 30),
+    FlushRecord(SessionId(9), 5, (0, 300)),
     op.Create(L, T, U, G, P, b"a", N, 0o644),
     op.Mkdir(L, T, U, G, P, b"a", N, 0o755),
     op.Mknod(L, T, U, G, P, b"a", N, 0o020600, 0x103),
@@ -30,7 +31,7 @@ EXAMPLES = [
     op.SetAttributes(L, T, U, G, N, 0o600, None, G, None, T),
     op.Truncate(L, T, U, G, N, 70000, D),
     op.WriteInline(L, T, U, G, N, b"bytes"),
-    op.CommitSize(L, T, U, G, N, 70000, T, D),
+    op.CommitSize(L, T, U, G, N, 70000, T, D, FlushRecord(SessionId(9), 5, (0, 300)), ((9, 4),)),
     op.TrimDone(L, T, U, G, N, D, 70000, 4096),
     op.SetXattr(L, T, U, G, N, b"user.a", b"\x00\xff", 1),
     op.RemoveXattr(L, T, U, G, N, b"user.a"),
@@ -38,10 +39,11 @@ EXAMPLES = [
 ]
 
 PINNED: dict[str, str] = {
-    "Inode": "9fcd012ccd81a4cd03e8cd03e90105cf17979cfe362a0000cf17979cfe362a0001cf17979cfe362a00020000c4056279746573000001",
+    "Inode": "dc0010cd012ccd81a4cd03e8cd03e90105cf17979cfe362a0000cf17979cfe362a0001cf17979cfe362a00020000c40361626300000190",
     "Dentry": "92cd012ccd8000",
     "Volume": "9ba764656661756c7407010201cf0000010000000000cd03e8050202cd4000",
     "DeadData": "94cd012d0100ce40000000",
+    "FlushRecord": "9309059200cd012c",
     "Create": "9807cf17979cfe362a0000cd03e8cd03e901c40161cd012ccd01a4",
     "Mkdir": "9807cf17979cfe362a0000cd03e8cd03e901c40161cd012ccd01ed",
     "Mknod": "9907cf17979cfe362a0000cd03e8cd03e901c40161cd012ccd2180cd0103",
@@ -53,7 +55,7 @@ PINNED: dict[str, str] = {
     "SetAttributes": "9a07cf17979cfe362a0000cd03e8cd03e9cd012ccd0180c0cd03e9c0cf17979cfe362a0000",
     "Truncate": "9707cf17979cfe362a0000cd03e8cd03e9cd012cce00011170cd012d",
     "WriteInline": "9607cf17979cfe362a0000cd03e8cd03e9cd012cc4056279746573",
-    "CommitSize": "9807cf17979cfe362a0000cd03e8cd03e9cd012cce00011170cf17979cfe362a0000cd012d",
+    "CommitSize": "9a07cf17979cfe362a0000cd03e8cd03e9cd012cce00011170cf17979cfe362a0000cd012d9309059200cd012c91920904",
     "TrimDone": "9807cf17979cfe362a0000cd03e8cd03e9cd012ccd012dce00011170cd1000",
     "SetXattr": "9807cf17979cfe362a0000cd03e8cd03e9cd012cc406757365722e61c40200ff01",
     "RemoveXattr": "9607cf17979cfe362a0000cd03e8cd03e9cd012cc406757365722e61",
@@ -74,7 +76,7 @@ def test_every_record_and_operation_has_an_example() -> None:
 
 
 def test_numbers_of_the_format() -> None:
-    assert [number_of(type(example)) for example in EXAMPLES] == [100, 101, 102, 103, *range(120, 136)]
+    assert [number_of(type(example)) for example in EXAMPLES] == [100, 101, 102, 103, 104, *range(120, 136)]
 
 
 def test_fields_that_came_later_may_be_missing() -> None:
