@@ -78,6 +78,10 @@ class FileSystem:
         """What `getattr` would answer now without asking anybody; None if it would have to ask."""
         return self._core.cached_inode(ino)
 
+    def known_entry(self, parent: Ino, name: bytes) -> Ino | None:
+        """What a name is certainly, without asking anybody: an inode, ABSENT, or None if it would have to be asked for."""
+        return self._names.known_entry(parent, name)
+
     def forget(self, ino: Ino) -> None:
         """Nobody above caches the inode any more: its lease may go back, some time."""
         self._core.forget(ino)
@@ -244,7 +248,11 @@ class FileSystem:
         await self._bounded(self._contents.write_pages(handle.file, offset, data))
 
     async def flush(self, handle: FileHandle) -> None:
-        """close(2): raises a write-back error that this handle has not been told yet."""
+        """close(2): as `tell_error`."""
+        self.tell_error(handle)
+
+    def tell_error(self, handle: FileHandle) -> None:
+        """Raises a write-back error that this handle has not been told yet."""
         error = handle.untold_error()
         if error is not None:
             raise error

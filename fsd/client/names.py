@@ -105,7 +105,8 @@ class Names:
         if granted and not busy:
             self._core.tree.put_inode(inode)
 
-    def _known_entry(self, parent: Ino, name: bytes) -> Ino | None:
+    def known_entry(self, parent: Ino, name: bytes) -> Ino | None:
+        """The inode of a name or ABSENT, certainly so; None if nothing is known."""
         if not self._core.leases.usable(parent, LeaseMode.SHARED):
             return None
         child = self._core.tree.resolve(parent, name)
@@ -333,7 +334,7 @@ class Names:
         )
 
     async def _child(self, parent: Ino, name: bytes) -> Ino:
-        known = self._known_entry(parent, name)
+        known = self.known_entry(parent, name)
         if known is not None and known != ABSENT:
             return known
         return (await self.lookup(parent, name)).ino
@@ -374,11 +375,11 @@ class Names:
     # --- knowing enough to change a directory here --------------------------------------------------------------------
 
     async def _learned_entry(self, parent: Ino, name: bytes) -> Ino | None:
-        """`_known_entry`, after learning all names of a directory that this client is changing."""
-        known = self._known_entry(parent, name)
+        """`known_entry`, after learning all names of a directory that this client is changing."""
+        known = self.known_entry(parent, name)
         if known is None and self._core.leases.usable(parent, LeaseMode.EXCLUSIVE):
             await self._prepare(parent, name)
-            known = self._known_entry(parent, name)
+            known = self.known_entry(parent, name)
         return known
 
     async def _prepare(self, parent: Ino, name: bytes) -> None:

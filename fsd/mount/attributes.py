@@ -24,11 +24,16 @@ def entry_attributes(inode: Inode, attribute_ttl_s: float, entry_ttl_s: float) -
     entry.st_rdev = inode.rdev
     entry.st_size = inode.size
     entry.st_blksize = PREFERRED_IO
-    entry.st_blocks = -(-inode.size // SECTOR) if stat.S_ISREG(inode.mode) else 0
+    entry.st_blocks = blocks_of(inode)
     entry.st_atime_ns = inode.atime_ns
     entry.st_mtime_ns = inode.mtime_ns
     entry.st_ctime_ns = inode.ctime_ns
     return entry
+
+
+def blocks_of(inode: Inode) -> int:
+    """st_blocks."""
+    return -(-inode.size // SECTOR) if stat.S_ISREG(inode.mode) else 0
 
 
 def absent_entry(entry_ttl_s: float) -> pyfuse3.EntryAttributes:

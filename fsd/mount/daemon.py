@@ -21,6 +21,7 @@ from fsd.mount import mountinfo
 from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSettings
 from fsd.mount.companion import load as load_companion
 from fsd.mount.extras import Extras
+from fsd.mount.instant import Instant
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
 from fsd.mount.options import MountOptions, SessionOptions
@@ -111,7 +112,8 @@ async def _serve(
     companion = load_companion() if request.options.session.companion else None
     if companion is not None:
         operations.extras = Extras(companion, operations)
-        companion.install(operations.extras, session_settings(request.options.session), _log_session)
+        settings = session_settings(request.options.session)
+        companion.install(operations.extras, settings, _log_session, Instant(operations))
     with _explained_by_stderr(request.mountpoint):
         pyfuse3.init(operations, request.mountpoint, fuse_options(request))
     mount: mountinfo.Mount | None = None

@@ -92,6 +92,14 @@ class Operations(pyfuse3.Operations):
         assert self._attached is not None
         return self._attached
 
+    def is_gone(self, ino: int) -> bool:
+        """Whether it is a removed directory that the kernel still knows."""
+        return ino in self._gone
+
+    def count_lookup(self, ino: Ino) -> None:
+        """The kernel is told of the inode, and will say when it forgets it."""
+        self._lookups[ino] += 1
+
     def is_busy(self, ino: Ino) -> bool:
         """Whether a handler that holds the kernel's locks of this inode is at work."""
         return self._busy[ino] > 0
@@ -124,7 +132,7 @@ class Operations(pyfuse3.Operations):
             try:
                 inode = await self.fs.lookup(parent, name)
             except NotFound:
-                return absent_entry(self._entry_ttl_s(parent))
+                return absent_entry(self.entry_ttl_s(parent))
         return self._entry(inode, parent)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -357,7 +365,7 @@ class Operations(pyfuse3.Operations):
             if first:
                 self._growing.pop(ino, None)
 
-    def _shown(self, inode: Inode) -> Inode:
+    def shown(self, inode: Inode) -> Inode:
         """The inode as the kernel may see it now."""
         old_size = self._growing.get(inode.ino)
         if old_size is None or inode.size <= old_size:
@@ -367,9 +375,13 @@ class Operations(pyfuse3.Operations):
     @edge
     async def flush(self, fh: FileHandleT) -> None:
         handle = self.file(fh)
+        self.flushing(handle)
+        await self.fs.flush(handle)
+
+    def flushing(self, handle: FileHandle) -> None:
+        """First in `flush`."""
         if self.extras is not None:
             self.extras.flushing(handle.ino)
-        await self.fs.flush(handle)
 
     @edge
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -461,18 +473,18 @@ class Operations(pyfuse3.Operations):
         done = 0
         for entry, inode in zip(entries, inodes, strict=True):
             if inode is not None:
-                shown = self._shown(inode)
-                reply = entry_attributes(shown, self._gathered_ttl_s(inode), self._entry_ttl_s(directory.ino))
+                shown = self.shown(inode)
+                reply = entry_attributes(shown, self._gathered_ttl_s(inode), self.entry_ttl_s(directory.ino))
                 if not pyfuse3.readdir_reply(token, FileNameT(entry.name), reply, entry.cookie):
                     break
-                self._lookups[entry.ino] += 1
+                self.count_lookup(entry.ino)
             directory.position = entry.cookie
             done += 1
         directory.pending = entries[done:]
 
     def _gathered_ttl_s(self, inode: Inode) -> float:
         """How long attributes that were read a while ago may be kept."""
-        return self._attribute_ttl_s(inode.ino) if self.fs.peek(inode.ino) == inode else 0.0
+        return self.attribute_ttl_s(inode.ino) if self.fs.peek(inode.ino) == inode else 0.0
 
     # --- extended attributes ------------------------------------------------------------------------------------------
 
@@ -504,21 +516,21 @@ class Operations(pyfuse3.Operations):
         """With the companion they are taken away by whoever writes, so they may be kept."""
         return name == CAPABILITY and self.extras is not None
 
-    def _attribute_ttl_s(self, ino: Ino) -> float:
+    def attribute_ttl_s(self, ino: Ino) -> float:
         return 0.0 if ino in self._growing else self.fs.attribute_ttl_s(ino)
 
-    def _entry_ttl_s(self, parent: Ino) -> float:
+    def entry_ttl_s(self, parent: Ino) -> float:
         return self.fs.entry_ttl_s(parent) if self.names_may_be_cached else 0.0
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _attributes(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return entry_attributes(self._shown(inode), self._attribute_ttl_s(inode.ino), 0)
+        return entry_attributes(self.shown(inode), self.attribute_ttl_s(inode.ino), 0)
 
     def _entry(self, inode: Inode, parent: Ino) -> pyfuse3.EntryAttributes:
         """An answer that the kernel counts as one lookup of the inode."""
-        self._lookups[inode.ino] += 1
-        return entry_attributes(self._shown(inode), self._attribute_ttl_s(inode.ino), self._entry_ttl_s(parent))
+        self.count_lookup(inode.ino)
+        return entry_attributes(self.shown(inode), self.attribute_ttl_s(inode.ino), self.entry_ttl_s(parent))
 
     def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
         """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""

@@ -20,7 +20,7 @@ import logging
 import select
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fsd.mount.companion import loading
 from fsd.mount.companion.protocol import (
@@ -75,6 +75,20 @@ def load() -> "Companion | None":
     return Companion(extension)
 
 
+class InstantAnswers(Protocol):
+    """Answers requests that need no waiting, before the event loop sees them."""
+
+    @property
+    def opcodes(self) -> Sequence[Opcode]:
+        """What it may be asked about."""
+        ...
+
+    def answer(self, opcode: int, inode: int, uid: int, gid: int, pid: int, body: bytes) -> bytes | int | None:
+        """The answer's body, an errno (0: success without a body), or None: it goes the ordinary way, and nothing was done.
+        `current` tells more of the request. An exception is answered EIO."""
+        ...
+
+
 class Companion:
     """The one FUSE session of this process, beside pyfuse3's view of it."""
 
@@ -87,10 +101,12 @@ class Companion:
         operations: object,
         settings: SessionSettings | None = None,
         on_init: Callable[[SessionInfo], None] | None = None,
+        instant: InstantAnswers | None = None,
     ) -> None:
         """Before `pyfuse3.init`: what its session gets. `operations` may have methods of `dispatch.ExtraOperations`.
 
-        `on_init` is called once kernel and file system have agreed, from within the main loop; it must not wait.
+        `on_init` is called once kernel and file system have agreed, from within the main loop; it must not wait. `instant` is
+        asked about requests before anybody else.
         """
         from fsd.mount.companion.dispatch import Dispatcher  # imports pyfuse3, which must come after the extension
 
@@ -108,6 +124,8 @@ class Companion:
             max_readahead=settings.max_readahead,
             max_background=settings.max_background,
             on_init=None if on_init is None else lambda: on_init(self.info()),
+            instant=None if instant is None else instant.answer,
+            instant_opcodes=0 if instant is None else sum(1 << opcode for opcode in instant.opcodes),
         )
 
     async def main(self, min_tasks: int = 1, max_tasks: int = 99) -> None:

@@ -4,6 +4,8 @@
  *                |                     |
  *            io_read, io_writev    extended by us: getlk, setlk, flock, fallocate, lseek,
  *            (our custom io)       copy_file_range, ioctl --> Request --> dispatch (Python)
+ *                |
+ *            `instant` (Python): what can be answered without waiting for anybody
  *
  * How: this library defines fuse_session_new, fuse_session_mount and fuse_session_destroy. It is loaded into the global
  * symbol scope before pyfuse3, so that pyfuse3's calls land here; we extend the table of operations and the session
@@ -30,11 +32,13 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef unsigned long long ull;
@@ -59,6 +63,9 @@ enum {
     OPCODES = 64,
     INIT_MAX = 256,                     /* bytes of an INIT request or its answer; today 104 and 80 */
     INIT_IN_MIN = 56, INIT_OUT_FLAGS2 = 36,
+    INSTANT_MAX = 136 * 1024,           /* bytes of a request that may be answered instantly; the rest is worth a task */
+    INSTANT_PATIENCE_US = 50,           /* how long the loop is held for the next request */
+    INSTANT_TURN_US = 1000,             /* and for all of them until its other tasks run */
 };
 #define INIT_EXT (1u << 30)             /* flags2 holds the upper half */
 #define RESENT (1ull << 63)             /* in `unique`: a predecessor had read this request already */
@@ -71,6 +78,8 @@ static struct {                         /* what `configure` asked for */
     int operations;                     /* mask of HAS_ */
     ull set_flags, clear_flags;         /* of the answer to INIT */
     unsigned max_write, max_readahead, max_background;  /* 0: libfuse's */
+    PyObject *instant;                  /* callable(opcode, inode, uid, gid, pid, body); see answered_instantly */
+    ull instant_opcodes;                /* mask of those that it may be asked about */
 } wanted;
 
 enum { HAS_LOCKS = 1, HAS_FLOCK = 2, HAS_FALLOCATE = 4, HAS_LSEEK = 8, HAS_COPY = 16, HAS_IOCTL = 32 };
@@ -91,6 +100,7 @@ static struct {                         /* INIT, as agreed on with the kernel */
 static struct { ull unique, lock_owner; unsigned opcode, flags, uid, gid, resent; } current;    /* the request just read */
 static ull counts[OPCODES];
 static ull lost_races;                  /* reads that would have blocked the loop */
+static ull instant_answers;
 
 /* --- Request: one request of an extra operation, to be answered once ------------------------------------------------- */
 
@@ -444,25 +454,91 @@ static void note(const char *message, size_t size)
     }
 }
 
+/* Requests that need nobody else are answered here, before libfuse, pyfuse3 and its event loop have heard of them: `instant`
+ * says the answer (bytes), an errno (int), or None: the request goes the ordinary way. It runs in the loop's thread between
+ * two steps of its tasks, so it may look at and change whatever they share. A resent request may have been carried out
+ * already: it always goes the ordinary way. */
+static int answered_instantly(int fd, const char *message, size_t size)
+{
+    struct in_header header;
+    if (!wanted.instant || size < sizeof header || size > INSTANT_MAX)
+        return 0;
+    memcpy(&header, message, sizeof header);
+    if (header.opcode >= OPCODES || !(wanted.instant_opcodes >> header.opcode & 1) || (header.unique & RESENT))
+        return 0;
+    struct out_header out = {sizeof out, -EIO, header.unique};
+    struct iovec parts[2] = {{&out, sizeof out}, {NULL, 0}};
+    char *bytes;
+    Py_ssize_t length;
+    PyObject *answer = PyObject_CallFunction(wanted.instant, "IKIIIy#", header.opcode, (ull)header.nodeid, header.uid, header.gid,
+                                             header.pid, message + sizeof header, (Py_ssize_t)(size - sizeof header));
+    if (answer == Py_None) {
+        Py_DECREF(answer);
+        return 0;
+    }
+    if (answer && PyBytes_Check(answer) && PyBytes_AsStringAndSize(answer, &bytes, &length) == 0) {
+        out.error = 0;
+        out.len += (uint32_t)length;
+        parts[1].iov_base = bytes;
+        parts[1].iov_len = (size_t)length;
+    } else if (answer && PyLong_Check(answer))
+        out.error = -(int32_t)PyLong_AsLong(answer);
+    if (PyErr_Occurred())               /* a bug; what it did already cannot be done again: EIO */
+        PyErr_WriteUnraisable(wanted.instant);
+    while (writev(fd, parts, parts[1].iov_len ? 2 : 1) < 0 && errno == EINTR)
+        ;                               /* ENOENT: the caller was killed meanwhile */
+    Py_XDECREF(answer);
+    instant_answers++;
+    return 1;
+}
+
+static long long microseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000ll + now.tv_nsec / 1000;
+}
+
+/* Whoever was just answered often has the next request ready before the event loop has gone around once. */
+static int readable_soon(int fd)
+{
+    struct pollfd device = {fd, POLLIN, 0};
+    struct timespec patience = {0, INSTANT_PATIENCE_US * 1000};
+    int ready;
+    Py_BEGIN_ALLOW_THREADS
+    ready = ppoll(&device, 1, &patience, NULL);
+    Py_END_ALLOW_THREADS
+    return ready > 0;
+}
+
 static ssize_t io_read(int fd, void *buffer, size_t size, void *userdata)
 {
     ssize_t got;
     if (init.replay == 1 && size >= init.request_size) {
         memcpy(buffer, init.request, init.request_size);
-        got = (ssize_t)init.request_size;
         init.replay = 2;
-    } else
-        got = read(fd, buffer, size);
-    if (got < 0) {
-        /* Readable a moment ago, but the caller was killed in between (or another worker was faster). A blocking read would
-         * freeze the event loop here until the next request. pyfuse3 goes on after EINTR, not after EAGAIN. */
-        if (errno == EAGAIN) {
-            lost_races++;
-            errno = EINTR;
-        }
-        return got;
+        note(buffer, init.request_size);
+        return (ssize_t)init.request_size;
     }
-    note(buffer, (size_t)got);
+    long long until = 0;
+    while ((got = read(fd, buffer, size)) >= 0) {
+        note(buffer, (size_t)got);
+        if (!answered_instantly(fd, buffer, (size_t)got))
+            return got;
+        long long now = microseconds();
+        if (!until)
+            until = now + INSTANT_TURN_US;
+        if (now >= until || !readable_soon(fd)) {
+            errno = EINTR;              /* the other tasks' turn */
+            return -1;
+        }
+    }
+    /* Readable a moment ago, but the caller was killed in between (or another worker was faster). A blocking read would
+     * freeze the event loop here until the next request. pyfuse3 goes on after EINTR, not after EAGAIN. */
+    if (errno == EAGAIN) {
+        lost_races += !until;
+        errno = EINTR;
+    }
     return got;
 }
 
@@ -615,13 +691,14 @@ void our_session_destroy(struct fuse_session *se)
 
 static PyObject *configure(PyObject *module, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"dispatch", "operations", "set_flags", "clear_flags", "max_write", "max_readahead", "max_background", "on_init", NULL};
-    PyObject *dispatcher, *on_init_callback = Py_None;
+    static char *names[] = {"dispatch", "operations", "set_flags", "clear_flags", "max_write", "max_readahead", "max_background", "on_init",
+                            "instant", "instant_opcodes", NULL};
+    PyObject *dispatcher, *on_init_callback = Py_None, *instant = Py_None;
     int operations;
-    ull set_flags, clear_flags;
+    ull set_flags, clear_flags, instant_opcodes = 0;
     unsigned max_write = 0, max_readahead = 0, max_background = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OiKK|IIIO", names, &dispatcher, &operations, &set_flags, &clear_flags,
-                                     &max_write, &max_readahead, &max_background, &on_init_callback))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OiKK|IIIOOK", names, &dispatcher, &operations, &set_flags, &clear_flags,
+                                     &max_write, &max_readahead, &max_background, &on_init_callback, &instant, &instant_opcodes))
         return NULL;
     if (mounted) {
         PyErr_SetString(PyExc_RuntimeError, "a session is mounted already");
@@ -631,6 +708,9 @@ static PyObject *configure(PyObject *module, PyObject *args, PyObject *keywords)
     Py_XDECREF(wanted.on_init);
     wanted.dispatch = Py_NewRef(dispatcher);
     wanted.on_init = on_init_callback == Py_None ? NULL : Py_NewRef(on_init_callback);
+    Py_XDECREF(wanted.instant);
+    wanted.instant = instant == Py_None ? NULL : Py_NewRef(instant);
+    wanted.instant_opcodes = instant_opcodes;
     wanted.operations = operations;
     wanted.set_flags = set_flags;
     wanted.clear_flags = clear_flags;
@@ -652,9 +732,9 @@ static PyObject *info(PyObject *module, PyObject *unused)
     if (init.reply_size >= sizeof(struct out_header) + 24)
         memcpy(&out, init.reply + sizeof(struct out_header),
                init.reply_size - sizeof(struct out_header) < sizeof out ? init.reply_size - sizeof(struct out_header) : sizeof out);
-    return Py_BuildValue("OOisKKIIIK", mounted ? Py_True : Py_False, hooked ? Py_True : Py_False, mounted ? fuse_session_fd(session) : -1,
+    return Py_BuildValue("OOisKKIIIKK", mounted ? Py_True : Py_False, hooked ? Py_True : Py_False, mounted ? fuse_session_fd(session) : -1,
                          fuse_pkgversion(), init.offered, init.agreed, (unsigned)out.max_write, (unsigned)out.max_readahead,
-                         (unsigned)out.max_background, lost_races);
+                         (unsigned)out.max_background, lost_races, instant_answers);
 }
 
 static PyObject *request_counts(PyObject *module, PyObject *unused)
@@ -726,7 +806,7 @@ static PyObject *notify(PyObject *module, PyObject *args)
 static PyMethodDef functions[] = {
     {"configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS, "what the next session gets"},
     {"current_request", current_request, METH_NOARGS, "(unique, opcode, flags, lock_owner, uid, gid, resent) of the request just read"},
-    {"info", info, METH_NOARGS, "(mounted, hooked, fd, libfuse, offered, agreed, max_write, max_readahead, max_background, lost_races)"},
+    {"info", info, METH_NOARGS, "(mounted, hooked, fd, libfuse, offered, agreed, max_write, max_readahead, max_background, lost_races, instant_answers)"},
     {"request_counts", request_counts, METH_NOARGS, "opcode -> number of requests"},
     {"init_exchange", init_exchange, METH_NOARGS, "(request, reply) of INIT; empty before it"},
     {"replay_init", replay_init, METH_VARARGS, "replay_init(request, reply): the next session gets this INIT, the kernel no answer"},

@@ -172,6 +172,7 @@ class SessionInfo:
     max_readahead: int
     max_background: int
     lost_races: int  # reads that would have frozen the event loop
+    instant_answers: int  # requests that never came as far as the event loop
 
 
 @dataclass(frozen=True, slots=True)
