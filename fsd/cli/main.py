@@ -30,6 +30,8 @@ COMMANDS: dict[str, str] = {
     "scrub": "look for rot now and repair it",
     "info": "where the bytes of a file are",
     "fsck": "check the tree and the copies of every chunk",
+    "install": "put fsd's units, mount helper, man pages and completions into the system",
+    "uninstall": "take them away again",
     "version": "print versions",
 }
 
@@ -43,17 +45,31 @@ class Parser(argparse.ArgumentParser):
         sys.stderr.write(f"fsd: {message}; see {self.prog} --help\n")
         raise SystemExit(exits.USAGE)
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """What it takes, in the order in which it was told; argparse has no public name for it."""
+        return self._actions
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        return _dispatch(words) if argv is not None else _dispatch_by_name(os.path.basename(sys.argv[0]), words)
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout once more when it ends
         return exits.OK
+
+
+def _dispatch_by_name(program: str, words: list[str]) -> int:
+    """`fsd` under the names that mount(8) and umount(8) look for is their helper."""
+    if program.startswith(("mount.", "umount.")):
+        from fsd.cli import helper
+
+        return helper.mount(words) if program.startswith("mount.") else helper.unmount(words)
+    return _dispatch(words)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -86,21 +102,29 @@ def run_command(name: str, words: Sequence[str], environment: Mapping[str, str])
 
 
 def _settings(module: Any, name: str, words: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    from fsd.core.config import Option, resolve, text
+    from fsd.core.config import Option, resolve
 
     options: tuple[Option, ...] = module.OPTIONS
-    parser = Parser(prog=f"fsd {name}", description=module.__doc__, allow_abbrev=False)
-    module.arguments(parser)
-    for option in options:
-        _add(parser, option)
-    config = Option("config", text, "TOML file with a section for each command", metavar="FILE")
-    _add(parser, config)
+    parser, config = parser_of(module, name)
     parsed = vars(parser.parse_args(list(words)))
     names = {option.name for option in options}
     flags = {key: value for key, value in parsed.items() if key in names}
     file = parsed.get("config") or environment.get(config.variable)
     settings = {key: value for key, value in parsed.items() if key not in names}
     return settings | resolve(options, flags, environment, _file_section(file, name))
+
+
+def parser_of(module: Any, name: str) -> tuple[Parser, Any]:
+    """The parser of one command, and the option that names the settings file."""
+    from fsd.core.config import Option, text
+
+    parser = Parser(prog=f"fsd {name}", description=module.__doc__, allow_abbrev=False)
+    module.arguments(parser)
+    for option in module.OPTIONS:
+        _add(parser, option)
+    config = Option("config", text, "TOML file with a section for each command", metavar="FILE")
+    _add(parser, config)
+    return parser, config
 
 
 def _add(parser: argparse.ArgumentParser, option: Any) -> None:

@@ -18,6 +18,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("options", config.text, "mount options (docs/operations.md)", default="", metavar="LIST", short="-o"),
     Option("foreground", config.switch, "stay in the foreground", default=False, switch=True),
     Option("connect_timeout_s", config.seconds, "give up if the cluster does not answer", default=20.0, metavar="S"),
+    # Called for mount(8): fsd/cli/helper.py
+    Option("helper", config.switch, "", default=False, switch=True, hidden=True),
     *logs.LOG_OPTIONS,
     readiness.READY_FD,
 )
