@@ -27,8 +27,11 @@ log = logging.getLogger(__name__)
 
 MAX_REPLICAS = 8
 PURGE_PAGE = 256
+MAX_OWNER = 0xFFFF_FFFE  # one more means "leave it" to chown(2)
 ROOT_MODE = stat.S_IFDIR | 0o755
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MAX_LABELS = 16
+MAX_LABEL = 256  # characters of a name or a value
 
 
 class VolumeService:
@@ -57,6 +60,8 @@ class VolumeService:
         check_name(request.name)
         check_replicas(request.replicas, request.min_replicas)
         check_quota(request.quota_bytes, request.quota_inodes)
+        check_labels(request.labels)
+        check_root(request)
         pool = await self._authority.pool_for(request.replicas, request.min_replicas)
         if self._store.volume_named(request.name) is not None:
             raise AlreadyExists(f"volume {request.name} exists")
@@ -71,7 +76,7 @@ class VolumeService:
     def _make(self, request: CreateVolume, pool: PoolId) -> Volume:
         counters = self._store.counters()
         assert counters is not None, "the file system has been made"
-        layer = counters.next_layer
+        layer, now_ns = counters.next_layer, self._clock.time_ns()
         volume = Volume(
             request.name,
             layer,
@@ -82,9 +87,12 @@ class VolumeService:
             request.quota_inodes,
             used_inodes=1,
             inline_limit=self._inline_limit,
+            created_ns=now_ns,
+            labels=request.labels,
         )
         following = Counters(counters.next_id, counters.next_session, LayerId(layer + 1))
-        root = root_inode(self._clock.time_ns())
+        mode = stat.S_IFDIR | request.root_mode
+        root = dataclasses.replace(root_inode(now_ns), mode=mode, uid=request.root_uid, gid=request.root_gid)
         self._store.commit(layer, (PutVolume(volume), PutInode(root)), [put("cluster", COUNTERS_KEY, following)])
         log.info("volume %s is made: layer %d, %d replicas", volume.name, layer, volume.replicas)
         return volume
@@ -191,7 +199,7 @@ def root_inode(now_ns: int) -> Inode:
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise InvalidArgument(
-            f"{name!r} is no volume name: letters, digits, '_', '.', '-', beginning with a letter or digit, at most 63"
+            f"{name!r} is no volume name: letters, digits, '_', '.', '-', beginning with a letter or digit, at most 128"
         )
 
 
@@ -200,6 +208,21 @@ def check_replicas(replicas: int, min_replicas: int) -> None:
         raise InvalidArgument(f"{replicas} replicas are asked for, 1 to {MAX_REPLICAS} are possible")
     if not 1 <= min_replicas <= replicas:
         raise InvalidArgument(f"min replicas must be from 1 to the {replicas} replicas, not {min_replicas}")
+
+
+def check_labels(labels: tuple[tuple[str, str], ...]) -> None:
+    names = [name for name, _ in labels]
+    if len(labels) > MAX_LABELS or len(set(names)) != len(names) or not all(names):
+        raise InvalidArgument(f"labels need names of their own, and there can be at most {MAX_LABELS}")
+    if any(len(text) > MAX_LABEL for label in labels for text in label):
+        raise InvalidArgument(f"a label's name and value have at most {MAX_LABEL} characters each")
+
+
+def check_root(request: CreateVolume) -> None:
+    if not 0 <= request.root_mode <= 0o7777:
+        raise InvalidArgument(f"{request.root_mode:#o} is no mode of a directory")
+    if not (0 <= request.root_uid <= MAX_OWNER and 0 <= request.root_gid <= MAX_OWNER):
+        raise InvalidArgument(f"an owner's number is from 0 to {MAX_OWNER}")
 
 
 def check_quota(quota_bytes: int, quota_inodes: int) -> None:

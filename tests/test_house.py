@@ -24,6 +24,7 @@ PURE = (
     "fsd/cluster/",
     "fsd/namespace/",
     "fsd/client/writeback.py",
+    "fsd/plugin/options.py",
     "fsd/client/readahead.py",
     "metadata/sessions.py",
     "metadata/leases.py",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "metadata": "run a metadata server",
     "chunkserver": "run a chunkserver",
     "mount": "mount a volume",
+    "plugin": "run Docker's volume plugin",
     "umount": "unmount it, everything written back",
     "status": "health, nodes, placement groups, sessions, volumes",
     "top": "the cluster at a glance, again and again",

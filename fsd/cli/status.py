@@ -94,6 +94,8 @@ def volume_row(volume: Volume) -> dict[str, object]:
         "used_bytes": volume.used_bytes,
         "used_inodes": volume.used_inodes,
         "access": volume.access.name.lower(),
+        "created_ns": volume.created_ns,
+        "labels": dict(volume.labels),
     }
 
 

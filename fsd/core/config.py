@@ -16,7 +16,7 @@ from fsd.core.units import parse_size
 ENVIRONMENT_PREFIX = "FSD_"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
-_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
 
@@ -198,7 +198,9 @@ def zone(value: str) -> str:
 
 def volume_name(value: str) -> str:
     if not _VOLUME.fullmatch(value):
-        raise ValueError(f"{value!r} is not a volume name: 1 to 64 letters, digits, '.', '_' and '-'")
+        raise ValueError(
+            f"{value!r} is not a volume name: 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
     return value
 
 

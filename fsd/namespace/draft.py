@@ -118,6 +118,8 @@ def with_usage(volume: Volume, more_bytes: int, more_inodes: int) -> Volume:
         volume.used_inodes + more_inodes,
         volume.access,
         volume.inline_limit,
+        volume.created_ns,
+        volume.labels,
     )
 
 

@@ -94,7 +94,8 @@ class AccessMode(Enum):
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A tree with its own root. `used_bytes` is the sum of `size` of its regular files and symbolic links, `used_inodes`
-    the number of its inodes, the root and unlinked open files included (I12). A quota of 0 is none."""
+    the number of its inodes, the root and unlinked open files included (I12). A quota of 0 is none. `labels` are its
+    maker's, (name, value), by which tools find again what they made."""
 
     name: str
     layer: LayerId
@@ -107,6 +108,8 @@ class Volume:
     used_inodes: int = 0
     access: AccessMode = AccessMode.SHARED
     inline_limit: int = 16 * 1024
+    created_ns: int = 0  # 0: by a version that did not keep it
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @wire(103)

@@ -158,6 +158,10 @@ class CreateVolume:
     min_replicas: int
     quota_bytes: int = 0
     quota_inodes: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+    root_mode: int = 0o755
+    root_uid: int = 0
+    root_gid: int = 0
 
 
 @wire(421)

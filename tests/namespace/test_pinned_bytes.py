@@ -17,7 +17,7 @@ P, N, D = Ino(1), Ino(300), DataId(301)
 EXAMPLES = [
     Inode(N, 0o100644, U, G, 1, 5, T, T + 1, T + 2, 0, DataId(0), b"abc", 0, Ino(0), 1, ()),
     Dentry(N, 0o100000),
-    Volume("default", L, PoolId(1), 2, 1, 1 << 40, 1000, 5, 2, AccessMode.SINGLE, 16384),
+    Volume("default", L, PoolId(1), 2, 1, 1 << 40, 1000, 5, 2, AccessMode.SINGLE, 16384, T, (("a", "b"),)),
     DeadData(D, PoolId(1), 0, 1 << 30),
     FlushRecord(SessionId(9), 5, (0, 300)),
     op.Create(L, T, U, G, P, b"a", N, 0o644),
@@ -41,7 +41,7 @@ EXAMPLES = [
 PINNED: dict[str, str] = {
     "Inode": "dc0010cd012ccd81a4cd03e8cd03e90105cf17979cfe362a0000cf17979cfe362a0001cf17979cfe362a00020000c40361626300000190",
     "Dentry": "92cd012ccd8000",
-    "Volume": "9ba764656661756c7407010201cf0000010000000000cd03e8050202cd4000",
+    "Volume": "9da764656661756c7407010201cf0000010000000000cd03e8050202cd4000cf17979cfe362a00009192a161a162",
     "DeadData": "94cd012d0100ce40000000",
     "FlushRecord": "9309059200cd012c",
     "Create": "9807cf17979cfe362a0000cd03e8cd03e901c40161cd012ccd01a4",
