@@ -21,14 +21,25 @@ import trio
 from chunkserver import replica
 from chunkserver.locks import KeyedLocks
 from chunkserver.members import RETRY_S, Members, together
+from chunkserver.pending import part_of, shown_part
+from chunkserver.planner import Prepared
 from chunkserver.reader import Snapshot, verify_pieces, whole_extent
 from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
-from chunkserver.store import ChunkBytes, ChunkStore, Prepared
+from chunkserver.store import ChunkBytes, ChunkStore
 from fsd.cluster.map import Row
 from fsd.core.errors import BaseMismatch, CorruptData, FsError, NotServing
 from fsd.core.ids import ChunkId, Member, Order, PgId, RequestNumber, SessionId
-from fsd.protocol.chunk import AppliedRequest, Change, PullChunk, Replicate, Where, WholeChunk
+from fsd.protocol.chunk import (
+    AppliedRequest,
+    Change,
+    FlushId,
+    PullChunk,
+    Replicate,
+    Resolve,
+    Where,
+    WholeChunk,
+)
 from fsd.rpc.connection import Reply
 from fsd.wire.frame import Buffer
 
@@ -39,7 +50,8 @@ ROTTEN_RETRY_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A client's change of a chunk. `extents` as in WriteChunk."""
+    """A client's change of a chunk. `extents`, `flush`, `committed` as in WriteChunk; `resolve`: what becomes first of what is
+    pending there."""
 
     where: Where
     session: SessionId
@@ -51,6 +63,9 @@ class Request:
     data: Buffer = b""
     checksums: tuple[int, ...] = ()
     extents: tuple[tuple[int, int], ...] = ()
+    flush: FlushId | None = None
+    committed: int = 0
+    resolve: Resolve = Resolve.KEEP
 
 
 Check = Callable[[], object]
@@ -116,12 +131,24 @@ class Carrier:
         if request is None:
             await self._read_whole(group, row, chunk, held=True)  # repaired now if need be: no copy has the new order
             return await self._store.prepare(group.pg, chunk, None)
-        arguments = (group.pg, chunk, request.change, request.offset, request.length, request.data, request.checksums)
+        prepare = partial(
+            self._store.prepare,
+            group.pg,
+            chunk,
+            request.change,
+            request.offset,
+            request.length,
+            request.data,
+            request.checksums,
+            extents=request.extents,
+            flush=request.flush,
+            resolve=request.resolve,
+        )
         try:
-            return await self._store.prepare(*arguments, extents=request.extents)
+            return await prepare()
         except CorruptData:
             await self.repair(group, row, self._store.look(group.pg, chunk), held=True)
-            return await self._store.prepare(*arguments, extents=request.extents)
+            return await prepare()
 
     # --- mending ------------------------------------------------------------------------------------------------------
 
@@ -158,7 +185,7 @@ class Carrier:
 
     async def whole(self, group: Group, row: Row, chunk: ChunkId, removal: Order) -> tuple[Replicate, Buffer]:
         """The chunk's present state as a message; `removal` is its order if it does not exist. Raises CorruptData."""
-        snapshot, content = await self._read_whole(group, row, chunk)
+        snapshot, content, pending = await self._read_whole(group, row, chunk)
         order = snapshot.order if snapshot.record else removal
         message = Replicate(
             pg=group.pg,
@@ -173,25 +200,28 @@ class Carrier:
             checksums=content.checksums,
             requests=snapshot.requests,
             settled=group.settled(),
+            pending=part_of(snapshot.pending, pending.checksums),
         )
-        return message, content.data
+        return message, _together(content.data, pending.data)
 
     async def _read_whole(
         self, group: Group, row: Row, chunk: ChunkId, *, held: bool = False
-    ) -> tuple[Snapshot, ChunkBytes]:
+    ) -> tuple[Snapshot, ChunkBytes, ChunkBytes]:
+        """The chunk, its bytes, and those that are pending for it, all verified. Raises CorruptData."""
         repaired = False
         while True:
             snapshot = self._store.look(group.pg, chunk)
             try:
                 content = await self._store.read(snapshot, 0, snapshot.length)
+                pending = await self._store.read_pending(snapshot)
             except CorruptData:
                 if repaired:
                     raise
                 await self.repair(group, row, snapshot, held=held)
                 repaired = True
                 continue
-            if content is not None:
-                return snapshot, content
+            if content is not None and pending is not None:
+                return snapshot, content, pending
 
     # --- repair (R13) -------------------------------------------------------------------------------------------------
 
@@ -222,7 +252,8 @@ class Carrier:
         if reply is None or not isinstance(reply.message, WholeChunk) or reply.message.order != snapshot.order:
             return None
         try:
-            verify_pieces(reply.payload, whole_extent(reply.payload), reply.message.checksums)
+            shown = shown_part(reply.payload, reply.message.pending)
+            verify_pieces(shown, whole_extent(shown), reply.message.checksums)
         except FsError as error:
             log.warning("the copy of chunk %s from node %d is no better: %s", snapshot.chunk, member.node, error)
             return None
@@ -235,10 +266,20 @@ class Carrier:
 
         checksums = copy.message.checksums
         prepared = await self._store.prepare(
-            snapshot.pg, snapshot.chunk, Change.WHOLE, 0, 0, copy.payload, checksums, reserve_share=0.0
+            snapshot.pg,
+            snapshot.chunk,
+            Change.WHOLE,
+            data=copy.payload,
+            checksums=checksums,
+            pending=copy.message.pending,
+            reserve_share=0.0,
         )
         await self._store.commit(prepared, snapshot.order, snapshot.requests, guard=unchanged, flight=False)
         await self._store.durable()
+
+
+def _together(shown: Buffer, pending: Buffer) -> Buffer:
+    return b"".join((shown, pending)) if len(pending) else shown
 
 
 def last_requests(group: Group, present: Snapshot) -> tuple[AppliedRequest, ...]:
@@ -289,7 +330,7 @@ class _Run:
         change = request.change
         if prepared.plan is None:
             change = Change.REMOVE
-        elif change is Change.WRITE and _is_whole(request, prepared.before.length):
+        elif change is Change.WRITE and prepared.before.pending is None and _is_whole(request, prepared.before.length):
             change = Change.WHOLE
         return Replicate(
             pg=self.group.pg,
@@ -305,6 +346,8 @@ class _Run:
             requests=requests,
             settled=self.group.settled(),
             extents=request.extents,
+            flush=request.flush,
+            resolve=request.resolve,
         )
 
     async def _here(self, prepared: Prepared, requests: tuple[AppliedRequest, ...], locked: AsyncExitStack) -> None:

@@ -6,6 +6,7 @@ epoch makes this node fetch the map first. A change is answered when it is durab
 
 from chunkserver import replica
 from chunkserver.leader import Leader
+from chunkserver.pending import part_of
 from chunkserver.reader import Snapshot
 from chunkserver.replica import Group
 from chunkserver.report import Membership
@@ -87,7 +88,7 @@ class Follower:
         )
 
     async def _apply(self, group: Group, present: Snapshot, message: Replicate, payload: Buffer) -> None:
-        if message.change in (Change.WRITE, Change.TRUNCATE):
+        if message.change not in (Change.WHOLE, Change.REMOVE):
             replica.check_base(present.order, message.base)
         prepared = await self._store.prepare(
             message.pg,
@@ -98,6 +99,9 @@ class Follower:
             payload,
             message.checksums,
             extents=message.extents,
+            flush=message.flush,
+            resolve=message.resolve,
+            pending=message.pending,
             reserve_share=RESYNC_RESERVE_SHARE if message.resync else 0.0,
         )
         await self._store.commit(
@@ -147,6 +151,9 @@ class Follower:
         for _ in range(READ_TRIES):
             snapshot = self._store.look(message.pg, message.chunk)
             content = await self._store.read(snapshot, 0, snapshot.length)
-            if content is not None:
-                return Reply(WholeChunk(snapshot.order, content.checksums, snapshot.requests), content.data)
+            pending = await self._store.read_pending(snapshot)
+            if content is not None and pending is not None:
+                part = part_of(snapshot.pending, pending.checksums)
+                whole = WholeChunk(snapshot.order, content.checksums, snapshot.requests, part)
+                return Reply(whole, b"".join((content.data, pending.data)) if part else content.data)
         raise NotServing(f"chunk {message.chunk} keeps changing")

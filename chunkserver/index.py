@@ -7,7 +7,8 @@ Families of the key-value store, all numbers big-endian:
     patch    chunk's key, serial u32               bytes of a small write that lies over a block
     flight   pg u32, data u64, index u32           epoch u64, version u64: the last change of the chunk that perhaps not
                                                    all members have (R7)
-    store    "format"                              "1"; a directory whose store was made and lacks it has lost its index
+    pending  pg u32, data u64, index u32           what a flush has prepared, see chunkserver.pending
+    store    "format"                              "2"; a directory whose store was made and lacks it has lost its index
     store    "light", "deep"                       time in ns, u64: when the last scrub of that kind ended
 
 A record:
@@ -39,10 +40,11 @@ from fsd.core.ids import ChunkId, DataId, Order, PgEpoch, PgId, RequestNumber, S
 from fsd.core.units import BLOCK_SIZE
 from fsd.protocol.chunk import AppliedRequest, ChunkSummary
 
-CHUNK, PATCH, FLIGHT, STORE = "chunk", "patch", "flight", "store"
-FAMILIES = (CHUNK, PATCH, FLIGHT, STORE)
+CHUNK, PATCH, FLIGHT, PENDING, STORE = "chunk", "patch", "flight", "pending", "store"
+FAMILIES = (CHUNK, PATCH, FLIGHT, PENDING, STORE)
 
-FORMAT_KEY, STORE_FORMAT = b"format", b"1"
+FORMAT_KEY, STORE_FORMAT = b"format", b"2"
+FORMER_FORMATS = (b"1",)  # without the family `pending`, else the same
 
 RECORD_FORMAT = 1
 MAX_REQUESTS = 16  # sessions remembered for each chunk; leases make more than two at a time rare

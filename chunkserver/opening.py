@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import trio
 
-from chunkserver.index import FAMILIES, FORMAT_KEY, STORE, STORE_FORMAT
+from chunkserver.index import FAMILIES, FORMAT_KEY, FORMER_FORMATS, STORE, STORE_FORMAT
 from chunkserver.space import BlockSpace
 from chunkserver.store import ChunkStore
 from fsd.core.errors import CorruptData, FormatError
@@ -56,7 +56,7 @@ async def _check_format(keyvalue: KeyValue, made: bool) -> None:
     form = keyvalue.get(STORE, FORMAT_KEY)
     if form is None and made:
         raise CorruptData("the index is gone")
-    if form is None:
+    if form is None or form in FORMER_FORMATS:
         keyvalue.apply([KeyChange(STORE, FORMAT_KEY, STORE_FORMAT)])
         await keyvalue.durable()
     elif form != STORE_FORMAT:

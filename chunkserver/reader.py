@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from chunkserver.index import PATCH, ChunkRecord, chunk_key, patch_key
 from chunkserver.layout import Piece, cut_pieces
+from chunkserver.pending import Pending
 from chunkserver.space import BlockSpace
 from fsd.core.checksum import block_checksums
 from fsd.core.errors import BadChecksum, CorruptData, InvalidArgument
@@ -27,6 +28,7 @@ class Snapshot(NamedTuple):
     chunk: ChunkId
     raw: bytes | None
     record: ChunkRecord | None
+    pending: Pending | None = None
 
     @property
     def order(self) -> Order:

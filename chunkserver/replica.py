@@ -29,7 +29,8 @@ from fsd.core.ids import (
     RequestNumber,
     SessionId,
 )
-from fsd.protocol.chunk import AppliedRequest, Replicate
+from fsd.protocol.chunk import AppliedRequest, FlushId, Replicate, Resolve
+from fsd.protocol.cluster import Fate
 
 MAX_REMOVED = 256  # removed chunks of a group whose last requests are remembered
 
@@ -205,6 +206,21 @@ def remember(
         return requests
     others = [request for request in requests if request.session != session]
     return (*others[-(MAX_REQUESTS - 1) :], AppliedRequest(session, number))
+
+
+# --- flushes in two phases --------------------------------------------------------------------------------------------
+
+
+def resolution(fate: Fate, flush: FlushId, asker: SessionId) -> Resolve:
+    """What becomes of a pending state before the asker's request. Raises NotServing where a flush is still open: then the
+    asker cannot hold the lease, and its request is a ghost."""
+    match fate:
+        case Fate.COMMITTED:
+            return Resolve.APPLY
+        case Fate.OPEN if asker != flush.session:
+            raise NotServing(f"flush {flush.number} of session {flush.session} is under way")
+        case Fate.OPEN | Fate.OVER:
+            return Resolve.DROP
 
 
 # --- takeover (R7) ----------------------------------------------------------------------------------------------------

@@ -228,6 +228,7 @@ class Scrubber:
         snapshot = self._store.look(group.pg, summary.chunk)
         try:
             await self._store.read(snapshot, 0, snapshot.length)
+            await self._store.read_pending(snapshot)
             self.lost.pop((group.pg, summary.chunk), None)
         except CorruptData as error:
             self.figures.rotten += 1

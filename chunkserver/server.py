@@ -13,6 +13,7 @@ import trio
 
 from chunkserver.carrier import Carrier
 from chunkserver.figures import MachineFigures, machine_figures
+from chunkserver.flushes import Flushes
 from chunkserver.follower import Follower
 from chunkserver.identity import Identity, begin_life, check_file_system, save
 from chunkserver.leader import Leader
@@ -156,7 +157,9 @@ class ChunkServer:
         self._membership, self._carrier, self._leader, self._scrubber = membership, carrier, leader, scrubber
         nursery.start_soon(scrubber.run)
         nursery.start_soon(Sweeper(store, membership, leader).run)
-        serving = Serving(runtime, store, membership, members, leader, carrier)
+        flushes = Flushes(store, membership, leader, carrier)
+        nursery.start_soon(flushes.run)
+        serving = Serving(runtime, store, membership, members, leader, carrier, flushes)
         prober = Prober(runtime, self._directory, membership, peers)
         return ChunkService(membership, serving, Follower(store, membership, leader), scrubber, prober)
 

@@ -12,10 +12,11 @@ from chunkserver.scrub import Scrubber
 from chunkserver.serving import Serving
 from fsd.cluster.map import pg_of, pool_of
 from fsd.core.errors import DiskFailed, InvalidArgument, NotServing, Overloaded, ProtocolError
-from fsd.core.ids import ChunkId, PgId
+from fsd.core.ids import ChunkId, PgId, RequestNumber
 from fsd.core.units import MIB
 from fsd.protocol.chunk import (
     MAX_EXTENTS,
+    ApplyFlush,
     AskSpace,
     Change,
     GetScrub,
@@ -30,6 +31,7 @@ from fsd.protocol.chunk import (
     ReadChunk,
     ReadCopy,
     Replicate,
+    Resolve,
     RunScrub,
     TruncateChunk,
     WriteChunk,
@@ -73,6 +75,18 @@ class ChunkService:
                 return await self._follower.replicate(message, payload)
             case TruncateChunk():
                 return await self._truncate(message)
+            case ApplyFlush():
+                return await self._serving.change(
+                    Request(
+                        where=message.where,
+                        session=message.session,
+                        number=RequestNumber(0),
+                        chunk=message.chunk,
+                        change=Change.RESOLVE,
+                        flush=message.flush,
+                        resolve=Resolve.APPLY,
+                    )
+                )
             case ListData():
                 return await self._serving.list_data(message)
             case ListInFlight():
@@ -129,11 +143,13 @@ class ChunkService:
                 session=message.session,
                 number=message.number,
                 chunk=message.chunk,
-                change=Change.WRITE,
+                change=Change.WRITE if message.flush is None else Change.PREPARE,
                 offset=message.offset,
                 data=payload,
                 checksums=message.checksums,
                 extents=message.extents,
+                flush=message.flush,
+                committed=message.committed,
             )
         )
 

@@ -5,14 +5,17 @@ request number again; if another node leads now, the client is told to look at t
 until no change of the chunk is under way, and checks afterwards that none has become visible meanwhile.
 """
 
+from dataclasses import replace
 from typing import cast
 
 import trio
 
 from chunkserver import replica
 from chunkserver.carrier import Carrier, Request, last_requests
+from chunkserver.flushes import Flushes
 from chunkserver.leader import Leader
 from chunkserver.members import Members
+from chunkserver.reader import Snapshot
 from chunkserver.replica import Group, RowChanged
 from chunkserver.report import Membership
 from chunkserver.store import ChunkStore
@@ -37,6 +40,7 @@ class Serving:
         members: Members,
         leader: Leader,
         carrier: Carrier,
+        flushes: Flushes,
     ) -> None:
         self._runtime = runtime
         self._members = members
@@ -44,6 +48,7 @@ class Serving:
         self._membership = membership
         self._leader = leader
         self._carrier = carrier
+        self._flushes = flushes
 
     # --- who may ask --------------------------------------------------------------------------------------------------
 
@@ -96,11 +101,13 @@ class Serving:
         await self._carrier.mend(group, row, request.chunk)
         present = self._store.look(group.pg, request.chunk)
         replica.check_copies(row, self._membership.pool(group.pg))  # R4 holds for what is told again as well
-        if replica.already_applied(last_requests(group, present), request.session, request.number):
+        if self._is_done(group, present, request):
             await self._store.durable()
             return ChunkWritten(present.order, present.length)
-        if request.change is Change.WRITE:
+        if request.change in (Change.WRITE, Change.PREPARE):
             await self._members.check_space(row)
+        if present.pending is not None and request.change is not Change.RESOLVE:
+            request = replace(request, resolve=await self._flushes.before(present, request))
 
         def check() -> None:
             self._check(group, request.session)
@@ -108,12 +115,19 @@ class Serving:
         order = await self._carrier.carry_out(group, row, request.chunk, request, check)
         return ChunkWritten(order, self._store.look(group.pg, request.chunk).length)
 
+    def _is_done(self, group: Group, present: Snapshot, request: Request) -> bool:
+        """Whether the change, or one that came later, was carried out before."""
+        if request.change is Change.RESOLVE:
+            return present.pending is None or present.pending.flush != request.flush
+        return replica.already_applied(last_requests(group, present), request.session, request.number)
+
     # --- reads --------------------------------------------------------------------------------------------------------
 
     async def read(self, request: ReadChunk) -> Reply:
         """What was acknowledged, and nothing else; checked before and after."""
         group = await self._enter(request.where)
         key = (group.pg, request.chunk)
+        await self._meet_pending(group, request)
         for _ in range(READ_TRIES):
             if not self._carrier.locks.is_held(key) and request.chunk not in group.dirty:
                 reply = await self._read_once(group, request)
@@ -128,6 +142,18 @@ class Serving:
         if reply is None:
             raise NotServing(f"chunk {request.chunk} keeps changing")
         return reply
+
+    async def _meet_pending(self, group: Group, request: ReadChunk) -> None:
+        if self._store.look(group.pg, request.chunk).pending is None:
+            return
+
+        def check() -> None:
+            self._check(group, request.session)
+
+        try:
+            await self._flushes.meet(group, request.chunk, request.session, request.committed, check)
+        except RowChanged:
+            raise StaleMap(f"placement group {group.pg} has a new row") from None
 
     async def list_data(self, request: ListData) -> DataChunks:
         """What is here, and what is just being changed and may be here in a moment: whoever cuts waits for that one's lock."""

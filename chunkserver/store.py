@@ -14,7 +14,6 @@ Cancelled before that step, a change leaves nothing; after it, everything. The f
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Never
 
@@ -24,6 +23,7 @@ from chunkserver.index import (
     CHUNK,
     FLIGHT,
     PATCH,
+    PENDING,
     STORE,
     BlockEntry,
     ChunkRecord,
@@ -36,27 +36,18 @@ from chunkserver.index import (
     key_after,
     parse_chunk_key,
     patch_key,
-    summarize,
 )
-from chunkserver.layout import (
-    EMPTY,
-    Found,
-    Needs,
-    Plan,
-    begin,
-    cut_block,
-    needs_of,
-    plan_truncate,
-    plan_whole,
-    plan_write,
-)
+from chunkserver.layout import Plan
 from chunkserver.locks import KeyedLocks
-from chunkserver.reader import Snapshot, compose, cut, read_blocks, read_hidden, verify_pieces, whole_extent
+from chunkserver.pending import Pending, decode_pending, encode_pending, summarize_with
+from chunkserver.planner import PendingPlan, Planner, Prepared, Wish
+from chunkserver.reader import Snapshot, cut, read_blocks
 from chunkserver.space import BlockSpace
+from fsd.core.checksum import block_checksums
 from fsd.core.errors import CorruptData, DiskFailed, InvalidArgument
 from fsd.core.ids import NO_ORDER, ChunkId, DataId, Order, PgEpoch, PgId
 from fsd.core.units import BLOCK_SIZE
-from fsd.protocol.chunk import AppliedRequest, Change, ChunkList, ChunkSummary
+from fsd.protocol.chunk import AppliedRequest, Change, ChunkList, ChunkSummary, FlushId, PendingPart, Resolve
 from fsd.runtime.storage import KeyChange, KeyValue
 from fsd.wire.frame import Buffer
 
@@ -78,15 +69,6 @@ class ChunkBytes(NamedTuple):
     checksums: tuple[int, ...]
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A change with its blocks allocated. `plan` None removes the chunk."""
-
-    before: Snapshot
-    plan: Plan | None
-    locations: list[int]
-
-
 class ChunkStore:
     """Made by `open_store`; `run` is its writer task."""
 
@@ -97,6 +79,8 @@ class ChunkStore:
         self._flight: dict[PgId, dict[ChunkId, Order]] = {}
         self._records: dict[bytes, tuple[bytes, ChunkRecord]] = {}  # the least lately used first
         self._watch = _Watch(space)
+        self._pending: dict[bytes, Pending] = {}
+        self._planner = Planner(keyvalue, space, self._watch)
         self.chunks = 0
         self.read_bytes = 0
         self.written_bytes = 0
@@ -121,6 +105,9 @@ class ChunkStore:
             for key, value in page:
                 self._load_chunk(parse_chunk_key(key)[1], decode_record(value))
             await trio.lowlevel.checkpoint()
+        for page in self._pages(PENDING):
+            for key, value in page:
+                self._load_pending(key, decode_pending(value))
         for page in self._pages(FLIGHT):
             for key, value in page:
                 pg, chunk = parse_chunk_key(key)
@@ -143,6 +130,17 @@ class ChunkStore:
             if not self._space.mark_used(location):
                 raise CorruptData(f"block {location} of chunk {tuple(chunk)} is missing or used twice")
 
+    def _load_pending(self, key: bytes, pending: Pending) -> None:
+        pg, chunk = parse_chunk_key(key)
+        shown = self.look(pg, chunk).record
+        if shown is None:
+            raise CorruptData(f"chunk {tuple(chunk)} has something pending and no record")
+        known = set(_locations(shown.blocks))
+        for location in _locations(pending.after.blocks):
+            if location not in known and not self._space.mark_used(location):
+                raise CorruptData(f"block {location}, pending for chunk {tuple(chunk)}, is missing or used twice")
+        self._pending[key] = pending
+
     # --- looking ------------------------------------------------------------------------------------------------------
 
     def look(self, pg: PgId, chunk: ChunkId) -> Snapshot:
@@ -155,7 +153,7 @@ class ChunkStore:
             known = self._records.get(key)
             record = known[1] if known is not None and known[0] == raw else self._decode(raw)
             self._remember(key, raw, record)
-            return Snapshot(pg, chunk, raw, record)
+            return Snapshot(pg, chunk, raw, record, self._pending.get(key))
 
     def _remember(self, key: bytes, raw: bytes, record: ChunkRecord) -> None:
         """Decoding a record of 64 blocks takes 50 us, comparing its bytes none."""
@@ -178,7 +176,7 @@ class ChunkStore:
         """At most `limit` chunks after `after`, in order."""
         with self._watch:
             found = self._keyvalue.scan(CHUNK, key_after(pg, after), group_range(pg)[1], limit)
-            chunks = [summarize(parse_chunk_key(key)[1], self._decode(value)) for key, value in found]
+            chunks = [self._summarize(key, self._decode(value)) for key, value in found]
         return ChunkList(tuple(chunks), end=len(found) < limit)
 
     def indices(self, pg: PgId, data: DataId, first: int, limit: int) -> list[int]:
@@ -190,7 +188,14 @@ class ChunkStore:
 
     def summary(self, pg: PgId, chunk: ChunkId) -> ChunkSummary | None:
         snapshot = self.look(pg, chunk)
-        return summarize(chunk, snapshot.record) if snapshot.record else None
+        return self._summarize(chunk_key(pg, chunk), snapshot.record) if snapshot.record else None
+
+    def _summarize(self, key: bytes, record: ChunkRecord) -> ChunkSummary:
+        return summarize_with(parse_chunk_key(key)[1], record, self._pending.get(key))
+
+    def all_pending(self) -> list[tuple[PgId, ChunkId, Pending]]:
+        """Every chunk with a pending state, in order."""
+        return [(*parse_chunk_key(key), self._pending[key]) for key in sorted(self._pending)]
 
     def in_flight(self, pg: PgId) -> dict[ChunkId, Order]:
         """Chunks whose last change perhaps not all members have. Not to be changed."""
@@ -225,6 +230,27 @@ class ChunkStore:
         self.read_bytes += end - offset
         return ChunkBytes(*cut(data, [entry.checksum for entry in record.blocks[first:last]], end - offset))
 
+    async def read_pending(self, snapshot: Snapshot) -> ChunkBytes | None:
+        """The bytes that a flush has prepared, extent by extent, verified. None if the chunk changed meanwhile. Raises
+        CorruptData."""
+        pending = snapshot.pending
+        if pending is None:
+            return ChunkBytes(b"", ())
+        data, sums = bytearray(), list[int]()
+        try:
+            with self._watch:
+                for offset, length in pending.extents:
+                    first, last = offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)
+                    blocks = await read_blocks(self._space, self._keyvalue, snapshot, pending.after, first, last)
+                    part = memoryview(blocks)[offset - first * BLOCK_SIZE :][:length]
+                    sums += block_checksums(part, offset)
+                    data += part
+        except CorruptData:
+            if self.is_current(snapshot):
+                raise
+            return None
+        return ChunkBytes(data, tuple(sums)) if self.is_current(snapshot) else None
+
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def locked(self, pg: PgId, chunk: ChunkId) -> AbstractAsyncContextManager[None]:
@@ -242,62 +268,17 @@ class ChunkStore:
         checksums: Sequence[int] = (),
         *,
         extents: Sequence[tuple[int, int]] = (),
+        flush: FlushId | None = None,
+        resolve: Resolve = Resolve.KEEP,
+        pending: PendingPart | None = None,
         reserve_share: float = 1.0,
     ) -> Prepared:
         """Everything that can refuse a change: BadChecksum, CorruptData (of what stays), NoSpace. None changes no bytes.
 
-        `extents`: where the bytes of a WRITE belong, (chunk offset, length) each; empty: all at `offset`.
-
-        `reserve_share`: how much of the reserve must stay free; the servers' own changes may go deeper, cutting always."""
-        before = self.look(pg, chunk)
-        record = before.record or EMPTY
-        match change:
-            case Change.REMOVE:
-                return Prepared(before, None, [])
-            case None:
-                return Prepared(before, begin(record) if before.record else None, [])
-            case Change.TRUNCATE:
-                if length == 0 or before.record is None:
-                    return Prepared(before, None, [])
-                block = cut_block(record, length)
-                plan = plan_truncate(
-                    record, await self._compose(before, record, [] if block is None else [block]), length
-                )
-                reserve_share = 0.0
-            case Change.WHOLE:
-                plan = plan_whole(record, verify_pieces(data, whole_extent(data), checksums))
-            case Change.WRITE:
-                pieces = verify_pieces(data, extents or [(offset, len(data))], checksums)
-                plan = plan_write(record, await self._find(before, record, needs_of(record, pieces)), pieces)
-        return Prepared(before, plan, await self._allocate(plan, reserve_share))
-
-    async def _compose(self, before: Snapshot, record: ChunkRecord, indices: list[int]) -> dict[int, bytearray]:
-        with self._watch:
-            return {index: await compose(self._space, self._keyvalue, before, record, index) for index in indices}
-
-    async def _find(self, before: Snapshot, record: ChunkRecord, needs: Needs) -> Found:
-        blocks = await self._compose(before, record, needs.blocks) if needs.blocks else {}
-        with self._watch:
-            return Found(
-                blocks,
-                {
-                    start: await read_hidden(self._space, self._keyvalue, before, record, start, end)
-                    for start, end in needs.ranges
-                },
-            )
-
-    async def _allocate(self, plan: Plan, reserve_share: float) -> list[int]:
-        """Give the plan's new blocks their places."""
-        wanted = len(plan.writes) * BLOCK_SIZE + sum(len(data) for _, data in plan.patch_data)
-        if wanted:
-            self._space.check(wanted, reserve_share)
-        if not plan.writes:
-            return []
-        with self._watch:
-            locations = await self._space.allocate(len(plan.writes), self._keyvalue.durable_sequence)
-        for (index, _), location in zip(plan.writes, locations, strict=True):
-            plan.blocks[index] = plan.blocks[index]._replace(location=location)
-        return locations
+        The arguments are those of Replicate. `reserve_share`: how much of the reserve must stay free; the servers' own
+        changes may go deeper, cutting always."""
+        wish = Wish(change, offset, length, data, checksums, extents, flush, resolve, pending)
+        return await self._planner.prepare(self.look(pg, chunk), wish, reserve_share)
 
     def abandon(self, prepared: Prepared) -> None:
         """Give the blocks of a change that will not be committed back."""
@@ -319,9 +300,8 @@ class ChunkStore:
         `flight`: remember the chunk as in flight. `settled`: entries of its epoch up to it may be forgotten. Raises what
         `guard` raises; then, as when cancelled, nothing has happened."""
         try:
-            if prepared.plan is not None and prepared.locations:
-                data = [data for _, data in prepared.plan.writes]
-                await self._space.write(list(zip(prepared.locations, data, strict=True)))
+            if prepared.locations:
+                await self._space.write(prepared.blocks())
             guard()
         except BaseException:
             self.abandon(prepared)
@@ -333,31 +313,42 @@ class ChunkStore:
         self, prepared: Prepared, order: Order, requests: tuple[AppliedRequest, ...], flight: bool, settled: Order
     ) -> None:
         before, plan = prepared.before, prepared.plan
-        old = before.record or EMPTY
-        changes = self._record_changes(before, plan, order, requests)
+        changes = self._record_changes(prepared, order, requests)
         if flight:
             changes += self._note_flight(before.pg, before.chunk, order, settled)
         if changes:
             sequence = self._keyvalue.apply(changes)
-            self._space.free_after(sequence, _gone_blocks(old, plan))
+            self._space.free_after(sequence, _gone_blocks(prepared))
         self.chunks += (plan is not None) - (before.record is not None)
-        self.written_bytes += sum(len(data) for _, data in plan.writes) if plan else 0
+        self.written_bytes += sum(len(data) for plan in prepared.plans() for _, data in plan.writes)
 
     def _record_changes(
-        self, before: Snapshot, plan: Plan | None, order: Order, requests: tuple[AppliedRequest, ...]
+        self, prepared: Prepared, order: Order, requests: tuple[AppliedRequest, ...]
     ) -> list[KeyChange]:
+        before, plan = prepared.before, prepared.plan
         key = chunk_key(before.pg, before.chunk)
         changes: list[KeyChange] = []
         if plan is not None:
-            record = ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
+            record = _record(plan, order, requests)
             raw = encode_record(record)
             self._remember(key, raw, record)
             changes.append(KeyChange(CHUNK, key, raw))
-            changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in plan.patch_data]
         elif before.record:
             changes.append(KeyChange(CHUNK, key, None))
-        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(before.record, plan)]
+        for each in prepared.plans():
+            changes += [KeyChange(PATCH, patch_key(key, serial), bytes(data)) for serial, data in each.patch_data]
+        changes += [KeyChange(PATCH, patch_key(key, serial), None) for serial in _gone_patches(prepared)]
+        if prepared.pending is not None or before.pending is not None:
+            changes.append(self._note_pending(before, prepared.pending, order))
         return changes
+
+    def _note_pending(self, before: Snapshot, plan: PendingPlan | None, order: Order) -> KeyChange:
+        key = chunk_key(before.pg, before.chunk)
+        if plan is None:
+            del self._pending[key]
+            return KeyChange(PENDING, key, None)
+        pending = self._pending[key] = Pending(plan.flush, plan.extents, _record(plan.plan, order, ()))
+        return KeyChange(PENDING, key, encode_pending(pending))
 
     # --- when something was done last ----------------------------------------------------------------------------------
 
@@ -405,20 +396,29 @@ def _settled_entries(entries: dict[ChunkId, Order], settled: Order) -> list[Chun
     return done
 
 
-def _gone_patches(old: ChunkRecord | None, plan: Plan | None) -> list[int]:
-    if old is None or not old.patches:
-        return []
-    kept = {patch.serial for patch in plan.patches} if plan else set[int]()
-    return [patch.serial for patch in old.patches if patch.serial not in kept]
+def _record(plan: Plan, order: Order, requests: tuple[AppliedRequest, ...]) -> ChunkRecord:
+    return ChunkRecord(order, plan.length, tuple(plan.blocks), tuple(plan.patches), requests, plan.serial)
+
+
+def _former(before: Snapshot) -> list[ChunkRecord]:
+    """What a chunk referred to: shown and pending."""
+    records = [] if before.record is None else [before.record]
+    return records if before.pending is None else [*records, before.pending.after]
+
+
+def _gone_patches(prepared: Prepared) -> list[int]:
+    old = {patch.serial for record in _former(prepared.before) for patch in record.patches}
+    return sorted(old - {patch.serial for plan in prepared.plans() for patch in plan.patches}) if old else []
 
 
 def _locations(blocks: Iterable[BlockEntry]) -> list[int]:
     return [entry.location for entry in blocks if entry.location]
 
 
-def _gone_blocks(old: ChunkRecord, plan: Plan | None) -> list[int]:
-    kept = set(_locations(plan.blocks)) if plan else set[int]()
-    return [location for location in _locations(old.blocks) if location not in kept]
+def _gone_blocks(prepared: Prepared) -> list[int]:
+    kept = {location for plan in prepared.plans() for location in _locations(plan.blocks)}
+    old = dict.fromkeys(location for record in _former(prepared.before) for location in _locations(record.blocks))
+    return [location for location in old if location not in kept]
 
 
 class _Watch:

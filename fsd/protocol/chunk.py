@@ -77,7 +77,12 @@ class WriteChunk:
     """Payload: the bytes for [offset, offset + len(payload)) of the chunk; a gap before them reads as zeros. Or, with
     `extents` (chunk offset, length), ascending and apart, at most MAX_EXTENTS: theirs, one behind the other; all or none
     are written. `checksums`: one for each piece of an extent between block boundaries. `number` grows within the
-    session and chunk. Answer: ChunkWritten, when every member of the row has it durably (R4).
+    session and chunk.
+
+    `flush`: only prepare the bytes for this flush; they count when it is committed. `committed`: the number of this
+    session's flush that is known to be committed, if one was prepared in the chunk; else the server asks.
+
+    Answer: ChunkWritten, when every member of the row has it durably (R4).
     Errors: StaleMap, NotServing, SessionEvicted, BadChecksum, NoSpace."""
 
     where: Where
@@ -87,6 +92,8 @@ class WriteChunk:
     offset: int
     checksums: tuple[int, ...]
     extents: tuple[tuple[int, int], ...] = ()
+    flush: FlushId | None = None
+    committed: int = 0
 
 
 @wire(302)
@@ -118,6 +125,7 @@ class ReadChunk:
     chunk: ChunkId
     offset: int
     length: int
+    committed: int = 0  # as in WriteChunk
 
 
 @wire(305)
@@ -140,6 +148,8 @@ class Change(Enum):
     WHOLE = 2  # payload is all of the chunk, whatever was there
     TRUNCATE = 3  # cut to `length`, onto the state whose order is `base`
     REMOVE = 4  # the chunk does not exist, whatever was there
+    PREPARE = 5  # as WRITE, into what is pending for a flush
+    RESOLVE = 6  # what is pending is applied or dropped, nothing else
 
 
 @wire(306)
@@ -175,6 +185,9 @@ class Replicate:
     settled: int
     resync: bool = False
     extents: tuple[tuple[int, int], ...] = ()  # of a WRITE, as in WriteChunk
+    flush: FlushId | None = None  # of a PREPARE
+    resolve: Resolve = Resolve.KEEP  # what becomes first of what is pending there
+    pending: PendingPart | None = None  # of a WHOLE, its bytes behind the chunk's
 
 
 @wire(308)
@@ -233,11 +246,12 @@ class PullChunk:
 @wire(313)
 @dataclass(frozen=True, slots=True)
 class WholeChunk:
-    """Payload: all of the chunk. `order` NO_ORDER if there is none."""
+    """Payload: all of the chunk, and behind it what is pending for it. `order` NO_ORDER if there is none."""
 
     order: Order
     checksums: tuple[int, ...]
     requests: tuple[AppliedRequest, ...]
+    pending: PendingPart | None = None
 
 
 @wire(314)
@@ -376,3 +390,18 @@ class DataChunks:
 
     indices: tuple[int, ...]
     end: bool
+
+
+# --- the end of a flush in two phases ---------------------------------------------------------------------------------
+
+
+@wire(330)
+@dataclass(frozen=True, slots=True)
+class ApplyFlush:
+    """Client to primary: this flush is committed; if the chunk holds it pending, apply it. Answer: ChunkWritten, when every
+    member has applied it durably. Errors: StaleMap, NotServing, SessionEvicted."""
+
+    where: Where
+    session: SessionId
+    chunk: ChunkId
+    flush: FlushId

@@ -10,8 +10,11 @@ from fsd.core.errors import SessionUnknown, Unreachable
 from fsd.core.ids import MapEpoch, Member, NodeId, PgEpoch, PgId, PoolId, SessionId
 from fsd.protocol.cluster import (
     Activate,
+    AskFlush,
     Beat,
     DropMember,
+    Fate,
+    FlushFate,
     GetMap,
     Goodbye,
     Heartbeat,
@@ -42,6 +45,8 @@ class Authority:
         pool = Pool(POOL, replicas, min_replicas)
         self.map = ClusterMap(MapEpoch(1), "fs", chunk_size, pg_count, (), (pool,), (), (), SessionId(0))
         self.log: list[str] = []
+        self.fates: dict[int, Fate] = {}  # of flushes, by number
+        self.asked = 0
 
     async def run(self, task_status=trio.TASK_STATUS_IGNORED):
         listener = await self.runtime.network.listen(ADDRESS)
@@ -93,6 +98,9 @@ class Authority:
                         )
                     )
                     self.publish()
+            case AskFlush():
+                self.asked += 1
+                return FlushFate(self.fates.get(message.number, Fate.OVER))
             case Goodbye():
                 node = self.nodes[message.node]
                 self.nodes[message.node] = replace(node, state=NodeState.AWAY)

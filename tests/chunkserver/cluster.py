@@ -9,9 +9,18 @@ from chunkserver.server import ChunkServer, ChunkServerOptions
 from fsd.cluster.map import pg_of
 from fsd.core.checksum import block_checksums
 from fsd.core.errors import DiskFailed, FsError, Retry
-from fsd.core.ids import ChunkId, DataId, MapEpoch, PgId, RequestNumber, SessionId
+from fsd.core.ids import ChunkId, DataId, Ino, LayerId, MapEpoch, PgId, RequestNumber, SessionId
 from fsd.core.units import BLOCK_SIZE
-from fsd.protocol.chunk import InspectGroup, ReadChunk, ReadCopy, TruncateChunk, Where, WriteChunk
+from fsd.protocol.chunk import (
+    ApplyFlush,
+    FlushId,
+    InspectGroup,
+    ReadChunk,
+    ReadCopy,
+    TruncateChunk,
+    Where,
+    WriteChunk,
+)
 from fsd.rpc.client import ChannelPool
 from fsd.wire.handshake import Hello
 from tests.chunkserver.authority import ADDRESS, POOL, Authority
@@ -100,16 +109,26 @@ class Cluster:
                     raise
             await trio.sleep(0.05)
 
-    async def write(self, chunk, offset, data, number=None):
+    async def write(self, chunk, offset, data, number=None, *, flush=None, committed=0):
         if number is None:
             self.number += 1
             number = self.number
         sums = block_checksums(data, offset)
 
         def make():
-            return WriteChunk(self.where(chunk), self.session, RequestNumber(number), chunk, offset, sums)
+            return WriteChunk(
+                self.where(chunk), self.session, RequestNumber(number), chunk, offset, sums, (), flush, committed
+            )
 
         return (await self.ask_primary(chunk, make, data)).message
+
+    def flush(self, number, session=None):
+        return FlushId(LayerId(1), Ino(5), session or self.session, number)
+
+    async def apply(self, chunk, flush):
+        return (
+            await self.ask_primary(chunk, lambda: ApplyFlush(self.where(chunk), self.session, chunk, flush))
+        ).message
 
     async def truncate(self, chunk, length, session=None):
         self.number += 1

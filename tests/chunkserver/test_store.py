@@ -163,12 +163,14 @@ async def one_step(store, oracle, name, arguments):
 
 def assert_blocks_add_up(store):
     store._space.reuse(store._keyvalue.durable_sequence)
-    record = store.look(PG, A).record
-    used = sum(entry.location > 0 for entry in record.blocks) if record else 0
+    snapshot = store.look(PG, A)
+    records = [record for record in (snapshot.record, snapshot.pending and snapshot.pending.after) if record]
     free = store._space._free
-    assert free.total - free.free == used
+    assert free.total - free.free == len({entry.location for r in records for entry in r.blocks if entry.location})
     patches = store._keyvalue.scan("patch", b"", b"\xff" * 30, 1000)
-    assert len(patches) == (len(record.patches) if record else 0) <= MAX_PATCHES
+    assert len(patches) == len({patch.serial for r in records for patch in r.patches})
+    assert all(len(record.patches) <= MAX_PATCHES for record in records)
+    assert len(store._keyvalue.scan("pending", b"", b"\xff" * 30, 10)) == (snapshot.pending is not None)
 
 
 @settings(max_examples=150, deadline=None)
@@ -429,7 +431,7 @@ def test_an_index_from_the_future_is_refused():
         directory = MemoryDirectory()
         async with opened(directory):
             pass
-        directory._stores["index"].durable["store"][b"format"] = b"2"
+        directory._stores["index"].durable["store"][b"format"] = b"3"
         with pytest.raises(FormatError):
             await open_store(directory.open(), segment_size=8 * BLOCK_SIZE)
 
