@@ -11,15 +11,15 @@ A new row ends what was begun under the old one; its settling covers whatever th
 """
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from chunkserver import replica
-from chunkserver.locks import KeyedLocks
+from chunkserver.locks import Hold, KeyedLocks
 from chunkserver.members import RETRY_S, Members, together
 from chunkserver.pending import part_of, shown_part
 from chunkserver.planner import Prepared
@@ -40,7 +40,7 @@ from fsd.protocol.chunk import (
     Where,
     WholeChunk,
 )
-from fsd.rpc.connection import Reply
+from fsd.rpc.connection import Call, Reply
 from fsd.wire.frame import Buffer
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ class Carrier:
         """One change under the chunk's lock. Without a request: the present state again, whole, under a new order.
 
         `check` is called in the synchronous step that draws the order (R3). Raises RowChanged, or what refused the change."""
-        async with AsyncExitStack() as locked:
-            await locked.enter_async_context(self._store.locked(group.pg, chunk))
+        async with self._store.locked(group.pg, chunk) as locked:
             prepared = await self._prepare(group, row, chunk, request)
             try:
                 if check is not None:
@@ -311,17 +310,40 @@ class _Run:
         prepared: Prepared,
         request: Request | None,
         requests: tuple[AppliedRequest, ...],
-        locked: AsyncExitStack,
+        locked: Hold,
     ) -> None:
-        """Return when this disk and every member of the row have it durably (I1)."""
+        """Return when this disk and every member of the row have it durably (I1).
+
+        What is small goes out to all members before this disk is written, and the answers are waited for one after the
+        other: a task for each would cost as much as the write."""
         self.applied = trio.Event()
         part = None if request is None else self._part(me, prepared, request, requests)
         data = b"" if request is None or prepared.plan is None else request.data
-        tasks: list[Callable[[], Awaitable[None]]] = [partial(self._here, prepared, requests, locked)]
-        for member in replica.must_answer(self.row, me):
-            first = part if member in self.row.in_sync else None
-            tasks.append(partial(self._send, member, first, data))
-        await together(tasks)
+        members = replica.must_answer(self.row, me)
+        parts = [part if member in self.row.in_sync else None for member in members]
+        calls = [
+            None if part is None else self.members.begin(member, part, data)
+            for member, part in zip(members, parts, strict=True)
+        ]
+        steps = [
+            partial(self._replicate, member, part, data, call)
+            for member, part, call in zip(members, parts, calls, strict=True)
+        ]
+        here = partial(self._here, prepared, requests, locked)
+        try:
+            if all(calls):
+                for step in (here, *steps):
+                    await step()
+            else:
+                await together([here, *steps])
+        finally:
+            for call in calls:
+                if call is not None:
+                    call.give_up()
+
+    async def _replicate(self, member: Member, part: Replicate | None, data: Buffer, call: Call | None) -> None:
+        if call is None or not await self.members.finish(member, call):
+            await self._send(member, part, data)
 
     def _part(
         self, me: Member, prepared: Prepared, request: Request, requests: tuple[AppliedRequest, ...]
@@ -350,11 +372,11 @@ class _Run:
             resolve=request.resolve,
         )
 
-    async def _here(self, prepared: Prepared, requests: tuple[AppliedRequest, ...], locked: AsyncExitStack) -> None:
+    async def _here(self, prepared: Prepared, requests: tuple[AppliedRequest, ...], locked: Hold) -> None:
         assert self.applied is not None
         settled = Order(self.order.epoch, self.group.settled())
         await self.store.commit(prepared, self.order, requests, guard=self._guard, settled=settled)
-        await locked.aclose()
+        locked.release()
         self.applied.set()
         await self.store.durable()
 

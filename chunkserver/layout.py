@@ -13,7 +13,7 @@ on where it stopped. A full block of zeros becomes a hole.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -94,12 +94,14 @@ class Plan:
         if not self.patches:
             return
         spans = [(part.offset, part.offset + len(part.data)) for part in parts]
-        self.patches = [
-            patch
+        gone = {
+            patch.serial
             for patch in self.patches
-            if patch.offset // BLOCK_SIZE != index
-            or not any(start <= patch.offset and patch.offset + patch.length <= end for start, end in spans)
-        ]
+            if patch.offset // BLOCK_SIZE == index
+            and any(start <= patch.offset and patch.offset + patch.length <= end for start, end in spans)
+        }
+        if gone:
+            self.patches = [patch for patch in self.patches if patch.serial not in gone]
 
     def extend(self, length: int) -> None:
         """Grow to `length`; what was not there reads as zeros."""
@@ -150,16 +152,19 @@ def by_block(pieces: Sequence[Piece]) -> dict[int, list[Piece]]:
     return found
 
 
-def _patches_by_block(record: ChunkRecord) -> dict[int, list[PatchEntry]]:
+def _patches_of(record: ChunkRecord, wanted: Container[int]) -> dict[int, list[PatchEntry]]:
+    """The patches of some blocks."""
     found: dict[int, list[PatchEntry]] = {}
     for patch in record.patches:
-        found.setdefault(patch.offset // BLOCK_SIZE, []).append(patch)
+        index = patch.offset // BLOCK_SIZE
+        if index in wanted:
+            found.setdefault(index, []).append(patch)
     return found
 
 
 def _written_anew(record: ChunkRecord, pieces: dict[int, list[Piece]]) -> set[int]:
     """The blocks that a write replaces; all patched ones if it would leave too many patches."""
-    patches = _patches_by_block(record)
+    patches = _patches_of(record, pieces)
     count, size = len(record.patches), sum([patch.length for patch in record.patches])
     anew: set[int] = set()
     for index, parts in pieces.items():
@@ -174,7 +179,7 @@ def _written_anew(record: ChunkRecord, pieces: dict[int, list[Piece]]) -> set[in
             count += len(parts)
             size += brought
     if count > MAX_PATCHES or size > MAX_PATCH_BYTES:
-        return anew.union(pieces, patches)
+        return anew.union(pieces, record.patched())
     return anew
 
 

@@ -1,9 +1,35 @@
 """One lock for each key while somebody holds or wants it; first come, first served."""
 
-from collections.abc import AsyncGenerator, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import Hashable
+from types import TracebackType
 
 import trio
+
+
+class Hold:
+    """`async with`: the lock of one key. `release` gives it back early, by the task that took it; once is enough."""
+
+    __slots__ = ("_held", "_key", "_locks")
+
+    def __init__(self, locks: "KeyedLocks", key: Hashable) -> None:
+        self._locks = locks
+        self._key = key
+        self._held = False
+
+    async def __aenter__(self) -> "Hold":
+        await self._locks.acquire(self._key)
+        self._held = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._locks.release(self._key)
 
 
 class KeyedLocks:
@@ -32,10 +58,5 @@ class KeyedLocks:
         """All keys that somebody holds, in the order in which they were taken."""
         return list(self._locks)
 
-    @asynccontextmanager
-    async def hold(self, key: Hashable) -> AsyncGenerator[None]:
-        await self.acquire(key)
-        try:
-            yield
-        finally:
-            self.release(key)
+    def hold(self, key: Hashable) -> Hold:
+        return Hold(self, key)

@@ -27,7 +27,7 @@ from fsd.core.ids import Member
 from fsd.protocol.chunk import AskSpace, Replicate, SpaceLeft
 from fsd.protocol.cluster import DropMember
 from fsd.rpc.client import ChannelPool
-from fsd.rpc.connection import Reply
+from fsd.rpc.connection import Call, Reply
 from fsd.runtime import Runtime
 from fsd.wire.frame import Buffer
 
@@ -75,6 +75,25 @@ class Members:
                 await self._drop(group, row, member)
                 patience_s = self._timeout_s
             group.check_still(row)
+
+    def begin(self, member: Member, message: Any, payload: Buffer) -> Call | None:
+        """Send a request to a member now, to wait for the answer later; None: it has to be asked with `ask`."""
+        address = self._membership.address_of(member)
+        try:
+            return None if address is None else self._peers.to(address).begin(message, payload)
+        except FsError as error:
+            log.debug("node %d: %s", member.node, error)
+            return None
+
+    async def finish(self, member: Member, call: Call) -> bool:
+        """Whether a begun request is answered well in time; if not, `ask` again, which does no harm."""
+        with trio.move_on_after(self._timeout_s):
+            try:
+                self._note_space(member, await call.reply())
+                return True
+            except FsError as error:
+                log.debug("node %d: %s", member.node, error)
+        return False
 
     async def _ask_patiently(
         self, group: Group, row: Row, member: Member, message: Any, payload: Buffer, attempt: "_Attempt"

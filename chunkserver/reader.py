@@ -110,8 +110,8 @@ async def read_hidden(
         content[:stored] = await space.read(entry.location, stored, start - base)
     key = chunk_key(snapshot.pg, snapshot.chunk)
     for patch in record.patches:
-        low, high = max(start, patch.offset), min(end, patch.offset + patch.length)
-        if low < high:
+        if patch.offset < end and start < patch.offset + patch.length:
+            low, high = max(start, patch.offset), min(end, patch.offset + patch.length)
             data = keyvalue.get(PATCH, patch_key(key, patch.serial))
             if data is None or len(data) != patch.length:
                 raise CorruptData(f"patch {patch.serial} of chunk {tuple(snapshot.chunk)} is missing")

@@ -13,7 +13,6 @@ Cancelled before that step, a change leaves nothing; after it, everything. The f
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import NamedTuple, Never
 
@@ -38,7 +37,7 @@ from chunkserver.index import (
     patch_key,
 )
 from chunkserver.layout import Plan
-from chunkserver.locks import KeyedLocks
+from chunkserver.locks import Hold, KeyedLocks
 from chunkserver.pending import Pending, decode_pending, encode_pending, summarize_with
 from chunkserver.planner import PendingPlan, Planner, Prepared, Wish
 from chunkserver.reader import Snapshot, cut, read_blocks
@@ -253,7 +252,7 @@ class ChunkStore:
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def locked(self, pg: PgId, chunk: ChunkId) -> AbstractAsyncContextManager[None]:
+    def locked(self, pg: PgId, chunk: ChunkId) -> Hold:
         """Hold it over `prepare` and `commit` of this chunk."""
         return self._locks.hold((pg, chunk))
 
@@ -330,7 +329,8 @@ class ChunkStore:
         changes: list[KeyChange] = []
         if plan is not None:
             record = _record(plan, order, requests)
-            raw = encode_record(record)
+            same = None if before.raw is None or before.record is None else (before.raw, before.record)
+            raw = encode_record(record, same)
             self._remember(key, raw, record)
             changes.append(KeyChange(CHUNK, key, raw))
         elif before.record:
@@ -406,7 +406,18 @@ def _former(before: Snapshot) -> list[ChunkRecord]:
     return records if before.pending is None else [*records, before.pending.after]
 
 
+def _in_place(prepared: Prepared) -> tuple[ChunkRecord, Plan] | None:
+    """A change of a chunk that is there, with nothing pending: what it gives up is found without looking at all of it."""
+    before = prepared.before
+    if before.record is None or prepared.plan is None or before.pending is not None or prepared.pending is not None:
+        return None
+    return before.record, prepared.plan
+
+
 def _gone_patches(prepared: Prepared) -> list[int]:
+    change = _in_place(prepared)
+    if change is not None and len(change[1].patches) - len(change[1].patch_data) == len(change[0].patches):
+        return []
     old = {patch.serial for record in _former(prepared.before) for patch in record.patches}
     return sorted(old - {patch.serial for plan in prepared.plans() for patch in plan.patches}) if old else []
 
@@ -416,9 +427,14 @@ def _locations(blocks: Iterable[BlockEntry]) -> list[int]:
 
 
 def _gone_blocks(prepared: Prepared) -> list[int]:
+    change = _in_place(prepared)
+    if change is not None:
+        old, new = change[0].blocks, change[1].blocks
+        replaced = [a for a, b in zip(old, new, strict=False) if a is not b and a.location != b.location]
+        return _locations(replaced) + _locations(old[len(new) :])
     kept = {location for plan in prepared.plans() for location in _locations(plan.blocks)}
-    old = dict.fromkeys(location for record in _former(prepared.before) for location in _locations(record.blocks))
-    return [location for location in old if location not in kept]
+    gone = dict.fromkeys(location for record in _former(prepared.before) for location in _locations(record.blocks))
+    return [location for location in gone if location not in kept]
 
 
 class _Watch:

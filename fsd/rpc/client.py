@@ -5,7 +5,7 @@ from collections.abc import Callable
 import trio
 
 from fsd.core.errors import ProtocolError, Unreachable, error_from_wire
-from fsd.rpc.connection import NoService, Peer, Reply, Service
+from fsd.rpc.connection import Call, NoService, Peer, Reply, Service
 from fsd.runtime import Runtime
 from fsd.runtime.network import Connection
 from fsd.wire.codec import decode_number, encode, number_of
@@ -58,6 +58,11 @@ class Channel:
     async def call(self, message: object, payload: Buffer = b"") -> Reply:
         """Ask over the live connection. Errors: those of `peer`, and of Peer.call."""
         return await (await self.peer()).call(message, payload)
+
+    def begin(self, message: object, payload: Buffer = b"") -> Call | None:
+        """As Peer.begin, over a connection that is there; None also if there is none."""
+        peer = self.connected
+        return None if peer is None else peer.begin(message, payload)
 
     def close(self) -> None:
         """For good."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import trio
 
 from fsd.core.errors import FsError, InternalError, Overloaded, ProtocolError, Unreachable, error_from_wire
+from fsd.core.units import KIB
 from fsd.runtime.network import Connection
 from fsd.wire.codec import decode_number, encode, number_of_message
 from fsd.wire.frame import Buffer, Flag, Frame
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_RUNNING = 1024
 MAX_WAITING = 65_536
+MAX_BEGUN_BYTES = 64 * KIB  # of a payload that is sent without a task to wait with
 
 
 class Reply(NamedTuple):
@@ -95,6 +97,35 @@ class _Waiter:
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    def answer(self) -> Reply:
+        if self.error is not None:
+            raise self.error
+        assert self.reply is not None
+        return self.reply
+
+
+class Call:
+    """A request on its way. Whoever has begun it waits for the answer or gives it up."""
+
+    __slots__ = ("_peer", "_request_id", "_waiter")
+
+    def __init__(self, peer: "Peer", request_id: int, waiter: _Waiter) -> None:
+        self._peer = peer
+        self._request_id = request_id
+        self._waiter = waiter
+
+    async def reply(self) -> Reply:
+        """As Peer.call."""
+        try:
+            await self._waiter.wait()
+        finally:
+            self.give_up()
+        return self._waiter.answer()
+
+    def give_up(self) -> None:
+        """Wait no longer; nothing if the answer is there."""
+        self._peer.give_up(self._request_id)
+
 
 class Peer:
     """The other end of a live connection. Made by Channel and `serve`, which also run `run`."""
@@ -112,27 +143,49 @@ class Peer:
         self._running: dict[int, trio.CancelScope] = {}
         self._tasks = 0
         self._cancelled: list[int] = []
-        self._cancel_wanted = trio.Event()
+        self._left_over = False  # of a frame of `begin`
+        self._errand = trio.Event()
 
     async def call(self, message: Any, payload: Buffer = b"") -> Reply:
         """Ask and wait for the answer. Raises the error that the peer reported, or Unreachable (unknown result)."""
+        request_id, waiter, frame = self._prepare(message, payload)
+        try:
+            await self._send(frame)
+            await waiter.wait()
+        finally:
+            self.give_up(request_id)
+        return waiter.answer()
+
+    def begin(self, message: Any, payload: Buffer = b"") -> "Call | None":
+        """Ask now and wait later, without a task for it. `payload` must not change until then. None if that cannot be,
+        because others wait to send or the payload is large. Raises Unreachable, Overloaded."""
+        if self._send_lock.locked() or len(payload) > MAX_BEGUN_BYTES:
+            return None
+        request_id, waiter, frame = self._prepare(message, payload)
+        try:
+            if not self._connection.send_nowait(frame):
+                self._left_over = True
+                self._errand.set()
+        except Unreachable as error:
+            self._shut(error)
+            raise
+        return Call(self, request_id, waiter)
+
+    def _prepare(self, message: Any, payload: Buffer) -> tuple[int, _Waiter, Frame]:
         if self.closed.is_set():
             raise Unreachable(f"connection to {self.address} is closed")
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests to {self.address} are unanswered")
         request_id = next(self._ids)
+        frame = Frame(number_of_message(message), Flag.REQUEST, request_id, encode(message), payload)
         waiter = self._waiting[request_id] = _Waiter()
-        try:
-            await self._send(Frame(number_of_message(message), Flag.REQUEST, request_id, encode(message), payload))
-            await waiter.wait()
-        finally:
-            if self._waiting.pop(request_id, None) is not None and not self.closed.is_set():
-                self._cancelled.append(request_id)
-                self._cancel_wanted.set()
-        if waiter.error is not None:
-            raise waiter.error
-        assert waiter.reply is not None
-        return waiter.reply
+        return request_id, waiter, frame
+
+    def give_up(self, request_id: int) -> None:
+        """Nobody waits for this answer any more."""
+        if self._waiting.pop(request_id, None) is not None and not self.closed.is_set():
+            self._cancelled.append(request_id)
+            self._errand.set()
 
     async def notify(self, message: Any) -> None:
         """Send one way. Raises Unreachable if the connection is known to be gone."""
@@ -146,7 +199,7 @@ class Peer:
         """Read until the connection ends; then everything that waits or runs for it is ended too."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_cancels)
+                nursery.start_soon(self._run_errands)
                 reason = await self._read(nursery)
                 self._shut(reason)
                 nursery.cancel_scope.cancel()
@@ -257,12 +310,17 @@ class Peer:
         error = Overloaded(f"{MAX_RUNNING} requests of this connection are running")
         await self._reply(frame.request_id, ErrorReply(error.number, str(error)))
 
-    async def _send_cancels(self) -> None:
+    async def _run_errands(self) -> None:
+        """What has no task of its own: telling the peer of requests that nobody waits for, and the rest of a begun one."""
         while True:
-            await self._cancel_wanted.wait()
-            self._cancel_wanted = trio.Event()
+            await self._errand.wait()
+            self._errand = trio.Event()
             wanted, self._cancelled = self._cancelled, []
             try:
+                if self._left_over:
+                    self._left_over = False
+                    async with self._send_lock:
+                        await self._connection.drain()
                 for request_id in wanted:
                     await self._send(Frame(0, Flag.CANCEL, request_id, b""))
             except Unreachable:

@@ -16,6 +16,7 @@ from fsd.runtime.storage import KeyValue, Segments, SegmentWrite, Space
 from fsd.runtime.tcp import TcpNetwork
 
 _LOCK = "lock"
+SPACE_AGE_S = 0.05  # of a segment directory's free space
 
 
 class SystemClock:
@@ -127,6 +128,8 @@ class LocalSegments:
         self._writer = trio.CapacityLimiter(1)
         self._readers = trio.CapacityLimiter(4)
         self._files: list[int] = []
+        self._space = Space(0, 0)
+        self._space_until = 0.0
         os.makedirs(path, mode=0o700, exist_ok=True)
         while os.path.exists(self._file_name(len(self._files))):
             name = self._file_name(len(self._files))
@@ -147,6 +150,7 @@ class LocalSegments:
         self._check()
         fd = await trio.to_thread.run_sync(self._allocate, len(self._files), limiter=self._writer)
         self._files.append(fd)
+        self._space_until = 0.0
         return len(self._files) - 1
 
     def _allocate(self, segment: int) -> int:
@@ -203,8 +207,13 @@ class LocalSegments:
             raise self._fail(DiskFailed(f"{self._path}: {error.strerror}")) from None
 
     def space(self) -> Space:
-        stats = os.statvfs(self._path)
-        return Space(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize)
+        """As it was at most SPACE_AGE_S ago: every write asks, and the answer takes 20 us."""
+        now = time.monotonic()
+        if now >= self._space_until:
+            stats = os.statvfs(self._path)
+            self._space = Space(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize)
+            self._space_until = now + SPACE_AGE_S
+        return self._space
 
     def _check(self) -> None:
         if self._failed is not None:

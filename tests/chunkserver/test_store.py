@@ -7,6 +7,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chunkserver.index import encode_record
 from chunkserver.layout import MAX_PATCHES
 from chunkserver.opening import open_store
 from fsd.core.checksum import block_checksums
@@ -66,6 +67,7 @@ async def content(store, chunk):
     snapshot = store.look(PG, chunk)
     found = await store.read(snapshot, 0, CHUNK_SIZE)
     assert found is not None
+    assert snapshot.record is None or snapshot.raw == encode_record(snapshot.record)
     assert found.checksums == block_checksums(found.data)
     return bytes(found.data)
 

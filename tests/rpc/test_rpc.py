@@ -142,6 +142,48 @@ async def test_cancelling_a_call_cancels_the_work_for_it(runtime, nursery):
     assert (await channel.call(ask(1))).message == XattrValue(b"n")
 
 
+async def test_a_begun_request_is_answered_later_or_given_up(runtime, nursery):
+    service = EchoService()
+    channel = await Pair(runtime, nursery, service).start()
+    assert channel.begin(ask(1)) is None  # there is no connection yet
+    await channel.call(ask(0))
+    assert channel.begin(ask(1), b"x" * (rpc_connection.MAX_BEGUN_BYTES + 1)) is None
+    first, second = channel.begin(ask(1, b"a"), b"12"), channel.begin(ask(2))
+    held = channel.begin(ask(4))
+    assert (await first.reply()).message == XattrValue(b"a")
+    with pytest.raises(NotFound):
+        await second.reply()
+    held.give_up()
+    with trio.fail_after(5):
+        await service.cancelled.wait()
+    first.give_up()
+    assert (await channel.call(ask(1))).message == XattrValue(b"n")
+
+
+async def test_what_is_left_of_a_begun_request_leaves_by_itself(runtime, nursery):
+    channel = await Pair(runtime, nursery, EchoService()).start()
+    await channel.call(ask(0))
+    data = bytes(rpc_connection.MAX_BEGUN_BYTES)
+    calls = []
+    while (call := channel.begin(ask(1), data)) is not None and len(calls) < 300:
+        calls.append(call)  # more than the sockets or the window take at once
+    assert len(calls) > 60
+    with trio.fail_after(20):
+        for call in calls:
+            assert len((await call.reply()).payload) == len(data)
+
+
+async def test_a_begun_request_on_a_broken_connection_is_unknown(runtime, nursery):
+    channel = await Pair(runtime, nursery, EchoService()).start()
+    peer = await channel.peer()
+    call = channel.begin(ask(4))
+    peer.close()
+    with pytest.raises(Unreachable):
+        await call.reply()
+    with pytest.raises(Unreachable):
+        peer.begin(ask(1))
+
+
 async def test_a_broken_connection_fails_what_waits_and_the_next_call_connects_again(runtime, nursery):
     service = EchoService()
     channel = await Pair(runtime, nursery, service).start()
