@@ -3,13 +3,12 @@
 import trio
 
 from fsd.core.errors import Busy, NotFound
-from fsd.core.ids import LayerId, SessionId
+from fsd.core.ids import SessionId
 from fsd.namespace.records import AccessMode, Volume
 from fsd.protocol.metadata import (
     Alive,
     AllocateIds,
     CloseSession,
-    HeldLease,
     IdRange,
     KeepAlive,
     OpenSession,
@@ -25,7 +24,7 @@ from metadata.authority import Audience, Authority
 from metadata.leases import InodeKey
 from metadata.live import LiveSession, Sessions
 from metadata.records import Counters, SessionRecord
-from metadata.sessions import ID_RANGE, Session, with_range
+from metadata.sessions import DRIFT, ID_RANGE, Session, with_range
 from metadata.space import Space
 from metadata.store import COUNTERS_KEY, Store, put, session_key
 
@@ -52,6 +51,7 @@ class ClientService:
         self._authority = authority
         self._audience = audience
         self._sessions = sessions
+        self._started = runtime.clock.monotonic()
 
     async def open(self, peer: Peer, request: OpenSession) -> SessionOpened:
         volume = self._store.volume_named(request.volume)
@@ -106,16 +106,20 @@ class ClientService:
         live = self._sessions.resuming(request.session, request.secret)
         state = live.state
         restarted = not state.resumed
+        if request.adopt and restarted:
+            await self._promises_run_out(live)
         claims = [
             (InodeKey(state.layer, held.ino), held.mode, held.open)
             for held in request.held
-            if self._is_claimable(state.layer, held)
+            if self._is_claimable(InodeKey(state.layer, held.ino), held.open)
         ]
         self._sessions.connect(live, peer)
         self._audience.add(peer)
-        grants, let_go = self._sessions.leases.resume(
-            state.session, claims, self._clock.monotonic(), restarted=restarted
-        )
+        leases, now = self._sessions.leases, self._clock.monotonic()
+        if request.adopt and not restarted:
+            grants, let_go = leases.adopt(state.session, claims, now, self._is_claimable)
+        else:
+            grants, let_go = leases.resume(state.session, claims, now, restarted=restarted)
         state.resumed = True
         if self._sessions.settled.is_set():
             self._sessions.reap_unused(let_go)
@@ -132,10 +136,19 @@ class ClientService:
     def _may_promise(self, live: LiveSession) -> bool:
         return self._space.may_promise(self._store.volume(live.state.layer))
 
-    def _is_claimable(self, layer: LayerId, held: HeldLease) -> bool:
+    def _is_claimable(self, key: InodeKey, is_open: bool) -> bool:
         """An inode without a name belongs to those alone who have it open: else it would never be reaped."""
-        inode = self._store.inode(layer, held.ino)
-        return inode is not None and (inode.nlink > 0 or held.open)
+        inode = self._store.inode(key.layer, key.ino)
+        return inode is not None and (inode.nlink > 0 or is_open)
+
+    async def _promises_run_out(self, live: LiveSession) -> None:
+        """This server has forgotten the session's leases, and the client's new process never knew them: what the old one told
+        the kernel below it may still be cached there, for a ttl at most. Until then nobody else may change anything."""
+        end = self._started + self._sessions.table.ttl_s * (1 + DRIFT)
+        while (left := end - self._clock.monotonic()) > 0:
+            live.state.heard = self._clock.monotonic()
+            await trio.sleep(min(left, 1.0))
+            live.check()
 
     async def keep_alive(self, live: LiveSession, request: KeepAlive) -> Alive:
         await trio.lowlevel.checkpoint()

@@ -7,6 +7,7 @@ for an unlink). A session that holds a lease may open without telling; so an orp
 openers nor holders.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +18,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 W = TypeVar("W")
 
+MAX_TOLD = 50_000  # leases in one answer
 MINIMUM_HOLD_S = 0.005  # a fresh lease is not recalled before: two writers do not trade it for every operation
 
 
@@ -207,6 +209,35 @@ class LeaseTable:
             if is_open:
                 self.set_open(session, key, True)
         return grants, list(dict.fromkeys([*was_open, *before]))
+
+    def adopt(
+        self,
+        session: SessionId,
+        claims: list[tuple[InodeKey, LeaseMode, bool]],
+        now: float,
+        is_claimable: Callable[[InodeKey, bool], bool],
+    ) -> tuple[list[Grant], list[InodeKey]]:
+        """As `resume`, for a client whose process is another one and does not know what it had: that stays. What is open are
+        the claims alone. At most MAX_TOLD leases are told, exclusive ones first; of the others the client hears when they are
+        asked for."""
+        was_open = list(self._opened.get(session, {}))
+        for key in was_open:
+            self.set_open(session, key, False)
+        for key, _, is_open in claims:
+            if is_open:
+                self.set_open(session, key, True)
+        let_go = was_open
+        kept: list[tuple[int, InodeKey, LeaseMode]] = []
+        for key in self.held(session):
+            if is_claimable(key, self.has_open(session, key)):
+                mode = self.mode(key, session)
+                kept.append((-mode.value, key, mode))
+            else:
+                _discard(self._holders, key, session)
+                _discard(self._held, session, key)
+                let_go.append(key)
+        kept.sort(key=lambda item: item[0])
+        return [self.grant(key, session, mode, now) for _, key, mode in kept[:MAX_TOLD]], list(dict.fromkeys(let_go))
 
     def _lower(self, session: SessionId, key: InodeKey, holding: Holding, keep: LeaseMode) -> None:
         holding.mode = weaker(holding.mode, keep)

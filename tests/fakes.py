@@ -12,6 +12,7 @@ from sortedcontainers import SortedDict
 
 from fsd.core.errors import ConfigurationError, ConnectionRefused, DirectoryInUse, NoSpace, Unreachable
 from fsd.runtime import Runtime
+from fsd.runtime.state import SEGMENT_BYTES
 from fsd.runtime.storage import KeyChange, SegmentWrite, Space
 from fsd.wire.frame import Frame, decode_header, encode_header
 
@@ -274,3 +275,47 @@ def _pair(address: str, caller: str) -> tuple[MemoryConnection, MemoryConnection
 def memory_runtime(network: MemoryNetwork | None = None, seed: int = 0) -> Runtime:
     """A runtime of fakes; give the same network to all that shall meet."""
     return Runtime(network or MemoryNetwork(), TrioClock(), random.Random(seed))
+
+
+class MemoryState:
+    """What a client's process leaves behind. `life` gives the directory to a process, `crash` takes it away from the last one
+    at once: what that one still writes is lost."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, bytearray] = {}
+
+    def life(self) -> "MemoryStateLife":
+        return MemoryStateLife(self.kept)
+
+    def crash(self) -> None:
+        self.kept = {number: bytearray(data) for number, data in self.kept.items()}
+
+
+class MemoryStateLife:
+    """StateDirectory of one process. `room` segments can be made."""
+
+    def __init__(self, kept: dict[int, bytearray], room: int = 10_000) -> None:
+        self._kept = kept
+        self.room = room
+
+    def segments(self) -> list[int]:
+        return sorted(self._kept)
+
+    def open(self, number: int) -> memoryview:
+        return memoryview(self._kept[number])
+
+    def make(self, number: int) -> memoryview:
+        if self.room <= 0:
+            raise NoSpace("the state directory is full")
+        self.room -= 1
+        self._kept[number] = bytearray(SEGMENT_BYTES)
+        return memoryview(self._kept[number])
+
+    def rename(self, number: int, new: int) -> None:
+        self._kept[new] = self._kept.pop(number)
+
+    def remove(self, number: int) -> None:
+        del self._kept[number]
+
+    def close(self) -> None:
+        self._kept = {}

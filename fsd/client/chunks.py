@@ -31,22 +31,41 @@ CORRUPT_ATTEMPTS = 4
 REFRESH_S = 1.0
 MAX_REQUESTS = 64
 LIST_PAGE = 1024
+NUMBERS_OF_A_PROCESS = 1 << 40
 
 MakeRequest = Callable[[Where], object]
+
+
+def first_number(incarnation: int) -> int:
+    """Of the chunk requests of a session's nth process.
+
+    A write that was under way when the process before died is not sent again under its own number: nobody knows which it had,
+    and its bytes may have been written over since. Its bytes are dirty in the log, and go out as a new write with a *higher*
+    number. That is safe: (1) the exclusive lease is still this session's, so nobody has read or written in between; (2) if the
+    old request arrives late, at a primary that has applied the new one, its number is below the last one of this session in the
+    chunk's record and it is taken for applied (R11); (3) if it arrives before, the new one overwrites it; (4) the lease does
+    not leave before the new one is answered."""
+    return incarnation * NUMBERS_OF_A_PROCESS + 1
 
 
 class Chunks:
     """All chunk traffic of one client."""
 
     def __init__(
-        self, runtime: Runtime, session: Session, maps: MapCache, channels: ChannelPool, counts: Counter[str]
+        self,
+        runtime: Runtime,
+        session: Session,
+        maps: MapCache,
+        channels: ChannelPool,
+        counts: Counter[str],
+        incarnation: int = 0,
     ) -> None:
         self._runtime = runtime
         self._session = session
         self._maps = maps
         self._channels = channels
         self._counts = counts
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first_number(incarnation))
         self._room = trio.CapacityLimiter(MAX_REQUESTS)
 
     async def read(self, data: DataId, index: int, offset: int, length: int) -> memoryview:

@@ -14,6 +14,7 @@ import os
 import trio
 
 from fsd.client.blocks import BlockReader
+from fsd.client.calls import CALL
 from fsd.client.chunks import Chunks
 from fsd.client.core import Core
 from fsd.client.file import Content, File, FileHandle, Times, content_of
@@ -67,7 +68,7 @@ class Contents(Storing):
         """The state of an inode's bytes, made if there is none."""
         file = self._core.files.get(ino)
         if file is None:
-            file = self._core.files[ino] = File(ino, self._core.chunk_size)
+            file = self._core.files[ino] = File(ino, self._core.chunk_size, self._core.state)
         return file
 
     def holds(self, file: File, mode: LeaseMode) -> bool:
@@ -283,6 +284,7 @@ class Contents(Storing):
         would leave it unknown where the bytes are."""
 
         async def work() -> None:
+            CALL.set(0)  # the flush's operations are nobody's call
             async with file.flush_lock:
                 if file.unwritten:
                     await self._flush(file)
@@ -333,12 +335,20 @@ class Contents(Storing):
         if errors:
             raise errors[0]
 
+    async def _flush_all(self, file: File) -> None:
+        """All of it, in the middle of a call: the flush's operations are not what the call is about."""
+        token = CALL.set(0)
+        try:
+            while file.unwritten:
+                await self._flush(file)
+        finally:
+            CALL.reset(token)
+
     async def _flush(self, file: File) -> None:
         """One round: take, write, commit. The flush lock is held."""
         session = self._core.session.id
         losses, errors = file.losses, file.error_count
-        file.flushing = file.dirty.take(TAKE_BYTES)
-        file.touched = bool(file.dirty)
+        file.take(TAKE_BYTES)
         file.flushes_begun += 1
         number = 0 if file.dirty else file.flushes_begun
         file.dirty_since = self._core.runtime.clock.monotonic()
@@ -352,7 +362,7 @@ class Contents(Storing):
                 await self._store_times(file, times, session)
         except BaseException as error:
             if file.losses == losses:
-                self.give_back(file)
+                file.give_back()
             self.account(file)
             if isinstance(error, SessionReplaced | SessionEvicted):
                 raise WriteLost(f"writes to inode {file.ino} are lost: session {session} was evicted") from None
@@ -373,19 +383,11 @@ class Contents(Storing):
         file.flushes_complete = max(file.flushes_complete, number)
         self.flushed(file, before, content)
 
-    def give_back(self, file: File) -> None:
-        """The flush failed: its bytes are dirty again, below what was written since."""
-        file.dirty.put_below(file.flushing)
-        file.flushing = DirtyMap(self._core.chunk_size)
-        file.touched = True
-
     def flushed(self, file: File, before: Content | None, content: Content) -> None:
         """The servers have it: what was on its way is part of the content now."""
-        flushing, file.flushing = file.flushing, DirtyMap(self._core.chunk_size)
+        flushing = file.flushed()
         file.content = content
         file.changes += 1
-        if not file.unwritten:
-            file.mtime_ns = None
         if before is not None and before.data == content.data and not content.is_inline:
             self._blocks.patch(file, flushing)
         else:
@@ -420,8 +422,7 @@ class Contents(Storing):
         session = self._core.session.id
         if size == 0 and await self._emptied_here(caller, file, session):
             return
-        while file.unwritten:
-            await self._flush(file)
+        await self._flush_all(file)
         content = file.content
         if content is None:
             raise WriteLost(f"the lease on inode {file.ino} is gone")
@@ -458,12 +459,10 @@ class Contents(Storing):
         return True
 
     def _truncated(self, file: File, before: Content, inode: Inode) -> None:
-        file.dirty.cut(inode.size)  # only now: readers meanwhile would have seen what the server still had
+        file.cut(inode.size)  # only now: readers meanwhile would have seen what the server still had
         inline = before.inline[: inode.size].ljust(inode.size, b"\0") if inode.data == NO_DATA else b""
         file.content = Content(inode.data, inline, inode.size, inode.trim_end)
         file.size = max(inode.size, file.dirty.end)
-        if not file.unwritten:
-            file.mtime_ns = file.times = None
         file.changes += 1
         self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)
         if inode.data == NO_DATA:
@@ -483,8 +482,7 @@ class Contents(Storing):
             async with file.flush_lock:
                 if not self.holds(file, LeaseMode.EXCLUSIVE):
                     return False
-                while file.unwritten:
-                    await self._flush(file)
+                await self._flush_all(file)
                 try:
                     await self._commit(file, operation, self._core.session.id)
                 except SessionReplaced:

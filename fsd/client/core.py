@@ -24,6 +24,7 @@ from fsd.client.maps import MapCache
 from fsd.client.options import ClientOptions, Invalidate
 from fsd.client.overlap import Overlaps, Ticket, Token
 from fsd.client.session import Session
+from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
 from fsd.core.errors import FsError, SessionEvicted, StaleHandle, Unreachable, WriteLost
@@ -79,13 +80,19 @@ class Core:
         volume: str,
         options: ClientOptions,
         invalidate: Invalidate,
+        state: Unlogged = UNLOGGED,
     ) -> None:
         self.runtime = runtime
         self.nursery = nursery
         self.options = options
         self.invalidate = invalidate
         self.counts: Counter[str] = Counter()
-        self.session = Session(runtime, nursery, tuple(metadata), volume, self._hello, self, self.counts)
+        self.state = state
+        self.restored = (
+            trio.Event()
+        )  # what a process before this one left unwritten is known; else set from the beginning
+        self.names_known = trio.Event()  # no kernel has names that only a process before this one knew of
+        self.session = Session(runtime, nursery, tuple(metadata), volume, self._hello, self, self.counts, state)
         self.leases = LeaseTable(self.session.is_valid)
         self.tree = Tree()
         self.overlaps = Overlaps()
@@ -107,6 +114,7 @@ class Core:
             self.blocks,
             self._refused,
             self._discarded,
+            state,
         )
         self.journal = self.local.journal
 
@@ -372,10 +380,12 @@ class Core:
     async def _give_back(self, item: RecallItem, releases: list[Release]) -> None:
         ino, keep = item.ino, item.keep
         serial = self.leases.recall(item, self.session.calls)
+        await self.restored.wait()
         await self.leases.wait_idle(ino, RECALL_READERS_S)
         await self.write_back_before_release(ino, keep)
         await self.ship_before_release(ino)
         if keep is LeaseMode.NONE:
+            await self.names_known.wait()
             await self.invalidate_kernel(ino)
         held = self.leases.get(ino).mode
         if self.leases.lower(ino, serial, keep) and keep is LeaseMode.NONE:
@@ -494,6 +504,7 @@ class Core:
 
     async def housekeeping(self) -> None:
         """Once a second: leases that nobody needs go back, in batches; the caches stay within their bound."""
+        await self.names_known.wait()
         while True:
             await trio.sleep(1.0)
             self._purge_refusals()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import trio
 
 from fsd.client.readahead import ReadAhead
+from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.writeback import DirtyMap
 from fsd.core.errors import FsError
 from fsd.core.ids import DataId, Ino
@@ -50,10 +51,12 @@ class Times(NamedTuple):
 
 
 class File:
-    """One inode's bytes; see the module. `changes` counts what makes a fetched block old: flushes and truncations."""
+    """One inode's bytes; see the module. `changes` counts what makes a fetched block old: flushes and truncations. What
+    happens to unwritten bytes is told to `log`."""
 
-    def __init__(self, ino: Ino, chunk_size: int) -> None:
+    def __init__(self, ino: Ino, chunk_size: int, log: Unlogged = UNLOGGED) -> None:
         self.ino = ino
+        self._log = log
         self.handles = 0
         self.told_open = False  # the server counts this session among those that have it open
         self.content: Content | None = None
@@ -75,6 +78,10 @@ class File:
         self.flushes_complete = 0  # the number of the last flush that took everything and succeeded
         self.accounted_bytes = 0  # of `unwritten_bytes`, in the client's total
 
+    def keep_log(self, log: Unlogged) -> None:
+        """From now on."""
+        self._log = log
+
     @property
     def unwritten(self) -> bool:
         """Whether the servers do not have all of it yet."""
@@ -89,6 +96,12 @@ class File:
         self.content = content
         self.size = content.size
         self.mtime_ns = None
+        self.changes += 1
+
+    def load_below(self, content: Content) -> None:
+        """Learn where the bytes are below those that a process before this one left unwritten."""
+        self.content = content
+        self.size = max(content.size, self.dirty.end)
         self.changes += 1
 
     def unload(self) -> None:
@@ -108,6 +121,7 @@ class File:
 
     def discard(self) -> None:
         """Forget what was not written, without an error: nobody can ever read it."""
+        self._log.discarded(self)
         self.losses += 1
         self.times = None
         self.dirty.clear()
@@ -129,6 +143,36 @@ class File:
         if self.times is not None:
             self.times = Times(self.times.atime_ns, None, time_ns)
         self.touched = True
+        self._log.written(self, offset, data, time_ns)
+
+    def take(self, limit_bytes: int) -> None:
+        """A flush begins: dirty bytes, lowest first, are on their way."""
+        self.flushing = self.dirty.take(limit_bytes)
+        self.touched = bool(self.dirty)
+        self._log.taken(self)
+
+    def give_back(self) -> None:
+        """The flush failed: its bytes are dirty again, below what was written since."""
+        self.dirty.put_below(self.flushing)
+        self.flushing = DirtyMap(self.dirty.chunk_size)
+        self.touched = True
+        self._log.given_back(self)
+
+    def flushed(self) -> DirtyMap:
+        """The servers have what was on its way."""
+        self._log.flushed(self)
+        flushing, self.flushing = self.flushing, DirtyMap(self.dirty.chunk_size)
+        if not self.unwritten:
+            self.mtime_ns = None
+        return flushing
+
+    def cut(self, size: int) -> None:
+        """A truncation: what was dirty behind `size` is void."""
+        before = self.dirty.chunks()
+        self.dirty.cut(size)
+        if not self.unwritten:
+            self.mtime_ns = self.times = None
+        self._log.cut(self, size, [chunk for chunk in before if not self.dirty.extents(chunk)])
 
     def set_times(self, times: Times, now: float) -> None:
         """Take times under the exclusive lease; what was set before and is not set now stays."""
@@ -141,6 +185,7 @@ class File:
         if mtime_ns is not None:
             self.mtime_ns = mtime_ns
         self.touched = True
+        self._log.times_set(self)
 
     def shown(self, inode: Inode) -> Inode:
         """The inode as a system call here must see it."""
@@ -158,10 +203,11 @@ class File:
 
 
 class FileHandle:
-    """One open(2) of a file."""
+    """One open(2) of a file. `number`: by which its user names it, also to a process that goes on with it; 0 if to none."""
 
-    def __init__(self, file: File, flags: int, read_ahead_bytes: int) -> None:
+    def __init__(self, file: File, flags: int, read_ahead_bytes: int, number: int = 0) -> None:
         self.file = file
+        self.number = number
         self.flags = flags
         self.read_ahead = ReadAhead(read_ahead_bytes)
         self.told_errors = file.error_count

@@ -5,18 +5,22 @@ With soft mounts (`ClientOptions.hard` False) every call ends after `timeout_s` 
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
 
+from fsd.client.answers import Answers
 from fsd.client.chunks import Chunks
 from fsd.client.contents import Contents
 from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle, FileHandle
 from fsd.client.names import Names
 from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
+from fsd.client.replay import Restored
+from fsd.client.resume import Resume, open_state
+from fsd.client.state import KIND_OPEN, KIND_WRITE, Unlogged
 from fsd.core.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -27,9 +31,26 @@ from fsd.core.errors import (
     StaleHandle,
 )
 from fsd.core.ids import Ino, SessionId
+from fsd.namespace.operations import (
+    Create,
+    Link,
+    Mkdir,
+    Mknod,
+    Operation,
+    RemoveXattr,
+    Rename,
+    Rmdir,
+    SetAttributes,
+    SetXattr,
+    Symlink,
+    Truncate,
+    Unlink,
+)
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.metadata import DirectoryEntry, LeaseMode, VolumeSpace
 from fsd.runtime import Runtime
+from fsd.runtime.state import StateDirectory
+from fsd.wire.codec import number_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,10 +63,14 @@ ROOT = Caller(0, 0)
 class FileSystem:
     """One mounted volume. Made by `open_filesystem`."""
 
-    def __init__(self, core: Core, contents: Contents, names: Names) -> None:
+    def __init__(self, core: Core, contents: Contents, names: Names, resume: Resume | None = None) -> None:
         self._core = core
         self._contents = contents
         self._names = names
+        self._answers = Answers() if resume is None else resume.answers
+        self._suspended = False
+        self.restored_handles: dict[int, FileHandle] = {} if resume is None else resume.handles
+        self.resumed = resume is not None and resume.session == core.session.id
 
     @property
     def volume(self) -> Volume:
@@ -58,6 +83,19 @@ class FileSystem:
     @property
     def chunk_size(self) -> int:
         return self._core.chunk_size
+
+    # --- surviving the process (fsd.client.resume) ----------------------------------------------------------------------
+
+    def names_forgotten(self) -> None:
+        """The caches above have forgotten all names that the process before this one told them: recalls need not wait for
+        the end of their time any more."""
+        self._core.names_known.set()
+
+    async def suspend(self) -> None:
+        """No calls are under way: leave the session, what is not written back and the handles to the next process."""
+        await trio.lowlevel.checkpoint()
+        self._suspended = True
+        self._core.state.freeze()
 
     # --- what the caches above may keep -------------------------------------------------------------------------------
 
@@ -92,13 +130,26 @@ class FileSystem:
         """Raises NotFound."""
         return await self._bounded(self._names.lookup(parent, name))
 
-    async def create(self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int) -> tuple[Inode, FileHandle]:
-        """Create and open; without O_EXCL an existing file is opened."""
-        return await self._bounded(self._create(caller, parent, name, mode, flags))
+    async def create(
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, *, number: int = 0
+    ) -> tuple[Inode, FileHandle]:
+        """Create and open; without O_EXCL an existing file is opened. `number` as in `open`."""
+
+        async def again(done: int) -> tuple[Inode, FileHandle]:
+            handle = self.restored_handles[done]
+            return await self._names.getattr(handle.ino), handle
+
+        return await self._bounded(
+            self._answers.once(KIND_OPEN, lambda: self._create(caller, parent, name, mode, flags, number), again)
+        )
 
     async def _create(
-        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int
+        self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, number: int
     ) -> tuple[Inode, FileHandle]:
+        made = await self._answers.find(number_of(Create))
+        if made is not None:
+            inode = await self._names.getattr(Ino(made))
+            return inode, await self._open(inode.ino, flags & ~os.O_TRUNC, number=number)
         held: list[Ino] = []
 
         def hold(ino: Ino) -> None:
@@ -109,7 +160,7 @@ class FileSystem:
         while True:
             try:
                 inode = await self._names.create(caller, parent, name, mode, hold)
-                return inode, await self._open(inode.ino, flags & ~os.O_TRUNC)
+                return inode, await self._open(inode.ino, flags & ~os.O_TRUNC, number=number)
             except AlreadyExists:
                 if flags & os.O_EXCL:
                     raise
@@ -118,35 +169,49 @@ class FileSystem:
                     self._drop_handle(held.pop())
             try:
                 inode = await self._names.lookup(parent, name)
-                handle = await self._open(inode.ino, flags)
+                handle = await self._open(inode.ino, flags, number=number)
                 return await self._names.getattr(inode.ino), handle
             except (NotFound, StaleHandle):
                 continue  # removed between the two
 
     async def mkdir(self, caller: Caller, parent: Ino, name: bytes, mode: int) -> Inode:
-        return await self._bounded(self._names.mkdir(caller, parent, name, mode))
+        return await self._once(Mkdir, lambda: self._names.mkdir(caller, parent, name, mode), self._made)
 
     async def mknod(self, caller: Caller, parent: Ino, name: bytes, mode: int, rdev: int) -> Inode:
         """`mode` with the type bits."""
-        return await self._bounded(self._names.mknod(caller, parent, name, mode, rdev))
+        return await self._once(Mknod, lambda: self._names.mknod(caller, parent, name, mode, rdev), self._made)
 
     async def symlink(self, caller: Caller, parent: Ino, name: bytes, target: bytes) -> Inode:
-        return await self._bounded(self._names.symlink(caller, parent, name, target))
+        return await self._once(Symlink, lambda: self._names.symlink(caller, parent, name, target), self._made)
 
     async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Inode:
-        return await self._bounded(self._names.link(caller, ino, parent, name))
+        return await self._once(Link, lambda: self._names.link(caller, ino, parent, name), self._made)
 
     async def unlink(self, caller: Caller, parent: Ino, name: bytes) -> None:
-        await self._bounded(self._names.unlink(caller, parent, name))
+        await self._once(Unlink, lambda: self._names.unlink(caller, parent, name), nothing_more)
 
     async def rmdir(self, caller: Caller, parent: Ino, name: bytes) -> None:
-        await self._bounded(self._names.rmdir(caller, parent, name))
+        await self._once(Rmdir, lambda: self._names.rmdir(caller, parent, name), nothing_more)
 
     async def rename(
         self, caller: Caller, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0
     ) -> None:
         """`flags` are renameat2(2)'s NOREPLACE and EXCHANGE."""
-        await self._bounded(self._names.rename(caller, parent, name, new_parent, new_name, flags))
+        await self._once(
+            Rename, lambda: self._names.rename(caller, parent, name, new_parent, new_name, flags), nothing_more
+        )
+
+    async def _once(
+        self,
+        operation: type[Operation] | int,
+        work: Callable[[], Awaitable[T]],
+        again: Callable[[int], Awaitable[T]],
+    ) -> T:
+        """A call that must not be carried out twice, also if the kernel sends it to a second process."""
+        return await self._bounded(self._answers.once(operation, work, again))
+
+    async def _made(self, ino: int) -> Inode:
+        return await self._names.getattr(Ino(ino))
 
     async def readlink(self, ino: Ino) -> bytes:
         return await self._bounded(self._names.readlink(ino))
@@ -184,9 +249,10 @@ class FileSystem:
         """None leaves a field as it is."""
 
         async def work() -> Inode:
-            if size is not None:
+            if size is not None and await self._answers.find(number_of(Truncate)) is None:
                 await self._truncate(caller, ino, size)
-            if any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)):
+            others = any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns))
+            if others and await self._answers.find(number_of(SetAttributes)) is None:
                 await self._names.set_attributes(
                     caller, ino, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns
                 )
@@ -202,21 +268,27 @@ class FileSystem:
 
     async def setxattr(self, caller: Caller, ino: Ino, name: bytes, value: bytes, flags: int = 0) -> None:
         """`flags` are setxattr(2)'s."""
-        await self._bounded(self._names.setxattr(caller, ino, name, value, flags))
+        await self._once(SetXattr, lambda: self._names.setxattr(caller, ino, name, value, flags), nothing_more)
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
-        await self._bounded(self._names.removexattr(caller, ino, name))
+        await self._once(RemoveXattr, lambda: self._names.removexattr(caller, ino, name), nothing_more)
 
     async def statfs(self) -> VolumeSpace:
         return await self._bounded(self._names.space())
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    async def open(self, ino: Ino, flags: int, caller: Caller = ROOT) -> FileHandle:
-        """Raises IsADirectory, InvalidArgument (no regular file), StaleHandle."""
-        return await self._bounded(self._open(ino, flags, caller))
+    async def open(self, ino: Ino, flags: int, caller: Caller = ROOT, *, number: int = 0) -> FileHandle:
+        """`number`: by which the handle is known to the next process, if this one dies (`restored_handles`); 0: by none.
+        Raises IsADirectory, InvalidArgument (no regular file), StaleHandle."""
 
-    async def _open(self, ino: Ino, flags: int, caller: Caller = ROOT) -> FileHandle:
+        async def again(done: int) -> FileHandle:
+            await trio.lowlevel.checkpoint()
+            return self.restored_handles[done]
+
+        return await self._once(KIND_OPEN, lambda: self._open(ino, flags, caller, number), again)
+
+    async def _open(self, ino: Ino, flags: int, caller: Caller = ROOT, number: int = 0) -> FileHandle:
         inode = await self._names.getattr(ino)
         if inode.is_directory:
             raise IsADirectory(f"inode {ino} is a directory")
@@ -226,14 +298,16 @@ class FileSystem:
         file = self._contents.file(ino)
         file.handles += 1  # before the lease is had: a recall that comes now must say that the file is open
         try:
-            if flags & os.O_TRUNC:
+            if flags & os.O_TRUNC and await self._answers.find(number_of(Truncate)) is None:
                 await self._contents.truncate(caller, file, 0)
             else:
                 await self._contents.acquire(file, LeaseMode.SHARED)
         except BaseException:
             self._drop_handle(file.ino)
             raise
-        return FileHandle(file, flags, self._core.options.read_ahead_bytes)
+        if number:
+            self._core.state.opened(number, ino, flags)
+        return FileHandle(file, flags, self._core.options.read_ahead_bytes, number)
 
     async def read(self, handle: FileHandle, offset: int, length: int) -> bytes:
         """Fewer bytes at the end of the file."""
@@ -241,7 +315,12 @@ class FileSystem:
 
     async def write(self, handle: FileHandle, offset: int, data: bytes | bytearray | memoryview) -> int:
         """Taken into memory under the exclusive lease; see fsync."""
-        return await self._bounded(self._contents.write(handle, offset, data))
+
+        async def again(done: int) -> int:
+            await trio.lowlevel.checkpoint()
+            return len(data)
+
+        return await self._once(KIND_WRITE, lambda: self._contents.write(handle, offset, data), again)
 
     async def write_pages(self, handle: FileHandle, offset: int, data: bytes | bytearray | memoryview) -> None:
         """As `write`, for mapped pages that the kernel writes back: never an append, never behind the end."""
@@ -274,6 +353,8 @@ class FileSystem:
         """The handle is gone. Does not wait for servers."""
         if handle.is_open:
             handle.is_open = False
+            if handle.number:
+                self._core.state.closed(handle.number)
             self._drop_handle(handle.ino)
 
     def _drop_handle(self, ino: Ino) -> None:
@@ -320,7 +401,10 @@ class FileSystem:
         }
 
     async def aclose(self) -> None:
-        """Write back everything and give the session back; within CLOSE_PATIENCE_S, after which the rest is lost."""
+        """Write back everything and give the session back; within CLOSE_PATIENCE_S, after which the rest is lost, or left to
+        another process."""
+        if self._suspended:
+            return
         patience_s = CLOSE_PATIENCE_S if self._core.options.hard else self._core.options.timeout_s
         with trio.move_on_after(patience_s) as scope:
             scope.shield = True
@@ -328,7 +412,10 @@ class FileSystem:
                 await self._write_all_back()
             except FsError as error:
                 log.error("not everything was written back: %s", error)
+                if self._core.state.is_kept:
+                    return
             await self._core.session.close()
+            self._core.state.finish()
         if scope.cancelled_caught:
             log.error("gave up after %g s with %d bytes not written back", patience_s, self._contents.dirty_bytes)
 
@@ -348,43 +435,66 @@ async def open_filesystem(
     volume: str,
     options: ClientOptions,
     invalidate: Invalidate | None = None,
+    state: StateDirectory | None = None,
 ) -> AsyncGenerator[FileSystem]:
-    """Mount a volume for as long as the block runs; everything is written back at its end.
+    """Mount a volume for as long as the block runs; everything is written back at its end. With `state`, another process that
+    is given the same directory goes on if this one is killed: with its session, its unwritten bytes and its handles.
 
     Raises Unreachable, NotFound (no such volume), ForeignFileSystem, VersionMismatch, ConfigurationError."""
     options.check()
+    kept, restored = (Unlogged(), None) if state is None else open_state(state, options.write_back_bytes)
     error: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
-            filesystem = await _start(runtime, nursery, metadata, volume, options, invalidate or NothingCached())
+            core = Core(runtime, nursery, metadata, volume, options, invalidate or NothingCached(), kept)
+            filesystem = await _start(core, restored)
             try:
                 yield filesystem
             finally:
                 await filesystem.aclose()
         except Exception as raised:  # carried out of the nursery, which would wrap it in a group
             error = raised
+        kept.freeze()
         nursery.cancel_scope.cancel()
+    if state is not None:
+        state.close()
     if error is not None:
         raise error
 
 
-async def _start(
-    runtime: Runtime,
-    nursery: trio.Nursery,
-    metadata: Sequence[str],
-    volume: str,
-    options: ClientOptions,
-    invalidate: Invalidate,
-) -> FileSystem:
-    core = Core(runtime, nursery, metadata, volume, options, invalidate)
-    chunks = Chunks(runtime, core.session, core.maps, core.channels, core.counts)
+async def _start(core: Core, restored: Restored | None) -> FileSystem:
+    nursery, options, state = core.nursery, core.options, core.state
+    chunks = Chunks(core.runtime, core.session, core.maps, core.channels, core.counts, state.incarnation)
     contents = Contents(core, chunks)
     core.write_back = contents
+    resume: Resume | None = None
+    if restored is not None:
+        resume = Resume(core, state, restored)
+        resume.prepare()
     await core.session.start(min(OPEN_PATIENCE_S, options.timeout_s))
     nursery.start_soon(core.session.run)
-    nursery.start_soon(core.journal.run)
     await core.maps.refresh()
+    state.begin(core.chunk_size)
+    nursery.start_soon(core.journal.run)
     nursery.start_soon(core.maps.run)
+    if resume is None:
+        core.restored.set()
+        core.names_known.set()
+    else:
+        await resume.finish()
+        nursery.start_soon(forget_names, core)
     nursery.start_soon(contents.run)
     nursery.start_soon(core.housekeeping)
-    return FileSystem(core, contents, Names(core, contents))
+    return FileSystem(core, contents, Names(core, contents), resume)
+
+
+async def forget_names(core: Core) -> None:
+    """What the process before this one told to the caches above runs out with the session's time at the latest."""
+    if not isinstance(core.invalidate, NothingCached):
+        await trio.sleep(core.session.ttl_s)
+    core.names_known.set()
+
+
+async def nothing_more(value: int) -> None:
+    """A call that is answered with nothing was carried out."""
+    await trio.lowlevel.checkpoint()

@@ -14,12 +14,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from fsd.client.overlap import Ticket
+from fsd.client.state import UNLOGGED, Unlogged
 from fsd.core.errors import FsError, error_from_wire
-from fsd.core.ids import Ino
+from fsd.core.ids import Ino, RequestNumber
 from fsd.namespace.operations import Operation, SetXattr, Symlink, WriteInline
 from fsd.namespace.records import Inode
 from fsd.protocol.metadata import BatchExecuted, BatchItem
@@ -61,15 +63,25 @@ class Entry:
                 return ITEM_BYTES
 
 
-Ship = Callable[[tuple[BatchItem, ...]], Awaitable[BatchExecuted]]
+class Ship(Protocol):
+    """`sent_as`: the number of the first, if they have been sent before by another process."""
+
+    def __call__(
+        self, items: tuple[BatchItem, ...], sent_as: RequestNumber | None = None
+    ) -> Awaitable[BatchExecuted]: ...
+
+
 Ended = Callable[[Entry], None]
 
 
 class Journal:
-    """See the module. `ship` sends a batch until it is answered; `ended` hears of every operation's end, in order."""
+    """See the module. `ship` sends a batch until it is answered, under new numbers or those that it was sent under before;
+    `ended` hears of every operation's end, in order."""
 
-    def __init__(self, ship: Ship, ended: Ended) -> None:
+    def __init__(self, ship: Ship, ended: Ended, state: Unlogged = UNLOGGED) -> None:
         self._ship = ship
+        self._state = state
+        self._sent_before: tuple[RequestNumber, int] | None = None
         self._ended = ended
         self._entries: deque[Entry] = deque()
         self._last: dict[Ino, int] = {}  # position of the last unanswered operation that touches it
@@ -101,6 +113,21 @@ class Journal:
         """The operation is done here and promised."""
         self._appended += 1
         entry.position = self._appended
+        self._state.journalled(entry)
+        self._add(entry)
+        return entry
+
+    def restore(self, answered: int, entries: list[Entry], sent: tuple[RequestNumber, int] | None) -> None:
+        """Go on with another process's journal: what it had not been answered for; `sent` is the number of the first and how
+        many it had sent."""
+        self._answered = self._appended = answered
+        self._sent_before = sent
+        for entry in entries:
+            self._appended = entry.position
+            self._add(entry)
+        self._wanted = self._appended
+
+    def _add(self, entry: Entry) -> None:
         self._entries.append(entry)
         self.size_bytes += entry.size_bytes
         for ino in entry.inos:
@@ -110,7 +137,6 @@ class Journal:
         self._some.set()
         if self._is_worth_a_batch():
             self._hurry.set()
-        return entry
 
     def _is_worth_a_batch(self) -> bool:
         return len(self._entries) >= BATCH_ITEMS or self.size_bytes >= BATCH_BYTES or self.is_full()
@@ -168,6 +194,8 @@ class Journal:
 
     def take_batch(self) -> list[Entry]:
         """The oldest operations, as many as go into one message. They stay in the journal until they are answered."""
+        if self._sent_before is not None:
+            return list(self._entries)[: self._sent_before[1]]  # what was numbered together is sent together again
         batch: list[Entry] = []
         room = BATCH_BYTES
         for entry in self._entries:
@@ -179,8 +207,11 @@ class Journal:
 
     async def _ship_batch(self, batch: list[Entry]) -> None:
         life = self._lives
+        number = None if self._sent_before is None else self._sent_before[0]
+        self._sent_before = None
         try:
-            executed = await self._ship(tuple(BatchItem(entry.operation, entry.keep_open) for entry in batch))
+            items = tuple(BatchItem(entry.operation, entry.keep_open) for entry in batch)
+            executed = await (self._ship(items) if number is None else self._ship(items, number))
         except FsError as error:
             if life == self._lives:
                 self._end(batch, dict.fromkeys(range(len(batch)), error))
@@ -196,6 +227,7 @@ class Journal:
             self._entries.popleft()
             entry.error = errors.get(index)
             self._answer(entry)
+        self._state.journal_answered(self._answered)
         self._wake()
 
     def _answer(self, entry: Entry) -> None:
@@ -216,6 +248,7 @@ class Journal:
         """The session is gone: nothing of what is here will be carried out. How many operations that are."""
         lost = len(self._entries)
         self._lives += 1
+        self._sent_before = None
         while self._entries:
             entry = self._entries.popleft()
             entry.error = error

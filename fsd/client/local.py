@@ -18,6 +18,7 @@ from fsd.client.journal import Entry, Journal
 from fsd.client.leases import LeaseTable
 from fsd.client.overlap import Overlaps, Token
 from fsd.client.session import Session, SessionReplaced
+from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.tree import ABSENT, Tree
 from fsd.client.view import LocalView, NotCached, is_local, needs_contents
 from fsd.core.ids import Ino, SessionId
@@ -43,6 +44,7 @@ class Local:
         blocks: BlockCache,
         refused: Callable[[Entry], None],
         discarded: Callable[[File], None],
+        state: Unlogged = UNLOGGED,
     ) -> None:
         self._session = session
         self._leases = leases
@@ -53,7 +55,7 @@ class Local:
         self._refused = refused
         self._discarded = discarded
         self._unlimited: tuple[Volume, Volume] | None = None
-        self.journal = Journal(session.execute_batch, self._ended)
+        self.journal = Journal(session.execute_batch, self._ended, state)
 
     def change(self, operation: Operation, session: SessionId, *, written_back: bool = False) -> Entry | None:
         """Carry out the operation here, synchronously; None if it must be asked for. `written_back`: it is part of giving a

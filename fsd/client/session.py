@@ -10,13 +10,15 @@ result is unknown when the session is lost fails with SessionEvicted. Requests t
 lease are bounded in number; those that write back under a recall are not (they are what the others wait for).
 """
 
+import dataclasses
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import trio
 
+from fsd.client.state import UNLOGGED, Basis, Unlogged
 from fsd.core.errors import FsError, Retry, SessionEvicted, SessionUnknown, Unreachable
 from fsd.core.ids import NO_SESSION, Ino, MapEpoch, RequestNumber, SessionId
 from fsd.namespace.operations import Operation
@@ -108,6 +110,7 @@ class Session:
         hello: Callable[[], Hello],
         keeper: Keeper,
         counts: Counter[str],
+        state: Unlogged = UNLOGGED,
     ) -> None:
         self.id: SessionId = NO_SESSION
         self.volume: Volume | None = None
@@ -119,6 +122,8 @@ class Session:
         self._name = hello().name
         self._keeper = keeper
         self._counts = counts
+        self._state = state
+        self._adopting = False  # of what this session has at the server, this process does not know all
         self._secret = b""
         self._ttl_s = 0.0
         self._expires = 0.0
@@ -129,7 +134,7 @@ class Session:
         self._last_ns = 0
         self._ids: list[tuple[int, int]] = []  # [first, end)
         self._ids_lock = trio.Lock()
-        self._numbers = _Numbers()
+        self._numbers = Numbers()
         self._room = trio.CapacityLimiter(MAX_EXECUTES)
         self.calls = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()
@@ -138,6 +143,11 @@ class Session:
         self.may_promise = False  # as the server says in Alive
 
     # --- time -------------------------------------------------------------------------------------------------------
+
+    @property
+    def ttl_s(self) -> float:
+        """Without a renewal the session lives no longer."""
+        return self._ttl_s
 
     def remaining_s(self) -> float:
         """How long the leases are still worth something; negative when the time is over."""
@@ -208,14 +218,16 @@ class Session:
         """Carry out an operation exactly once. `urgent`: write-back, which must not wait for others. `session`: the one for
         which the operation was made. Raises every PosixError, SessionEvicted (unknown result), SessionReplaced."""
         if urgent:
-            return await self._execute(operation, lease, others, keep_open, removes, session or self.id)
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, urgent)
         async with self._room:
-            return await self._execute(operation, lease, others, keep_open, removes, session or self.id)
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, urgent)
 
-    async def execute_batch(self, items: tuple[BatchItem, ...]) -> BatchExecuted:
-        """Carry out a part of the journal, each operation once, for the session of now. Errors as `execute`."""
+    async def execute_batch(self, items: tuple[BatchItem, ...], sent_as: RequestNumber | None = None) -> BatchExecuted:
+        """Carry out a part of the journal, each operation once, for the session of now. `sent_as`: the first one's number
+        when another process sent them. Errors as `execute`."""
         session, numbers = self.id, self._numbers
-        taken = [numbers.take() for _ in items]
+        taken = numbers.take_batch(len(items), sent_as)
+        self._state.shipped(taken[0], len(items))
         try:
             return await self._until_carried_out(
                 session,
@@ -236,19 +248,32 @@ class Session:
         keep_open: bool,
         removes: Ino,
         session: SessionId,
+        urgent: bool,
     ) -> Executed:
         if session != self.id:
             raise SessionReplaced
         numbers = self._numbers
         number = numbers.take()
+        request = Execute(session, number, numbers.floor(), operation, lease, keep_open, others, removes)
+        self._state.requested(request, urgent)
+        return await self.carry_out(request)
+
+    async def carry_out(self, request: Execute) -> Executed:
+        """Send a numbered request until it is answered."""
+        session, number, numbers = request.session, request.number, self._numbers
         try:
-            return await self._until_carried_out(
+            executed: Executed = await self._until_carried_out(
                 session,
-                type(operation).__name__,
-                lambda: Execute(session, number, numbers.floor(), operation, lease, keep_open, others, removes),
+                type(request.operation).__name__,
+                lambda: dataclasses.replace(request, floor=min(number, numbers.floor())),
             )
+        except (FsError, SessionReplaced):
+            self._state.answered(number, carried_out=False)
+            raise
         finally:
             numbers.answered(number)
+        self._state.answered(number, carried_out=True)
+        return executed
 
     async def _until_carried_out(self, session: SessionId, name: str, make: Callable[[], object]) -> Any:
         """The answer to a numbered request, which is sent again until there is one."""
@@ -316,7 +341,8 @@ class Session:
     # --- the connection ---------------------------------------------------------------------------------------------
 
     async def start(self, patience_s: float) -> None:
-        """Open the session. Raises what the server says, or Unreachable after `patience_s`."""
+        """Open the session, or go on with the one that was restored. Raises what the server says, or Unreachable after
+        `patience_s`."""
         error: FsError = Unreachable("no metadata server is named")
         attempt = 0
         with trio.move_on_after(patience_s):
@@ -324,7 +350,7 @@ class Session:
                 for _ in self._channels:
                     try:
                         peer = await self._next_channel().peer()
-                        await self._open(peer)
+                        await (self._resume(peer) if self._adopting else self._open(peer))
                         self._go_live(peer)
                         return
                     except FsError as raised:
@@ -334,6 +360,13 @@ class Session:
                 await self._pause(attempt)
                 attempt += 1
         raise error
+
+    def restore(self, basis: Basis, next_number: int, unanswered: Iterable[RequestNumber]) -> None:
+        """Before `start`: this process goes on with another one's session."""
+        self.id, self._secret, self._ttl_s = basis.session, basis.secret, basis.ttl_s
+        self.file_system, self.volume = basis.file_system, basis.volume
+        self._numbers = Numbers(next_number, unanswered)
+        self._adopting = True
 
     async def run(self) -> None:
         """Keep the session until cancelled."""
@@ -386,13 +419,15 @@ class Session:
         self.id, self._secret, self._ttl_s = opened.session, opened.secret, opened.ttl_s
         self.volume = opened.volume
         self._ids = [(opened.first_id, opened.first_id + opened.id_count)]
-        self._numbers = _Numbers()
+        self._numbers = Numbers()
+        self._adopting = False
         self._lost = False
         self._expires = 0.0
         self._set_clock(opened.server_time_ns)
         self.renewed(sent, opened.ttl_s)
         self.may_promise = opened.may_promise
         self._keeper.map_heard(opened.map_epoch)
+        self._state.session_begins(self.id, self._secret, self._ttl_s, self.file_system, opened.volume)
         log.info("session %d of volume %s is open at %s", self.id, opened.volume.name, peer.address)
 
     async def _lose(self, why: str) -> None:
@@ -408,7 +443,8 @@ class Session:
         sent = self._runtime.clock.monotonic()
         try:
             with trio.fail_after(max(self._ttl_s, 1.0) * 3):
-                reply = (await peer.call(ResumeSession(self.id, self._secret, self._keeper.held()))).message
+                request = ResumeSession(self.id, self._secret, self._keeper.held(), self._adopting)
+                reply = (await peer.call(request)).message
         except (SessionEvicted, SessionUnknown) as error:
             await self._lose(str(error))
             await self._open(peer)
@@ -418,6 +454,7 @@ class Session:
             raise Unreachable(f"{peer.address} did not resume session {self.id}") from None
         resumed: SessionResumed = reply
         self._counts["resumes"] += 1
+        self._adopting = False
         self._ttl_s = resumed.ttl_s
         self._set_clock(resumed.server_time_ns)
         await self._keeper.lost_leases()
@@ -492,12 +529,18 @@ class Session:
         """`run` notices by itself."""
 
 
-class _Numbers:
+class Numbers:
     """Request numbers of one session and those that are not answered yet."""
 
-    def __init__(self) -> None:
-        self._next = 1
-        self._unanswered: OrderedDict[int, None] = OrderedDict()
+    def __init__(self, first: int = 1, unanswered: Iterable[RequestNumber] = ()) -> None:
+        self._next = first
+        self._unanswered: OrderedDict[int, None] = OrderedDict.fromkeys(sorted(unanswered))
+
+    def take_batch(self, count: int, sent_as: RequestNumber | None) -> list[RequestNumber]:
+        """Numbers that follow each other; those from `sent_as` on if these operations have them already (I11)."""
+        if sent_as is not None:
+            return [RequestNumber(sent_as + at) for at in range(count)]
+        return [self.take() for _ in range(count)]
 
     def take(self) -> RequestNumber:
         number = self._next

@@ -146,6 +146,19 @@ class DirtyMap:
             self.size_bytes -= _total(extents)
         return taken
 
+    def take_below(self, stop: int) -> "DirtyMap":
+        """Take out the extents of all chunks below `stop`."""
+        taken = DirtyMap(self.chunk_size)
+        for chunk in [chunk for chunk in self.chunks() if chunk < stop]:
+            taken._chunks[chunk] = extents = self._chunks.pop(chunk)
+            taken.size_bytes += _total(extents)
+            self.size_bytes -= _total(extents)
+        return taken
+
+    def drop(self, chunk: int) -> None:
+        """Forget the dirty bytes of one chunk."""
+        self.size_bytes -= _total(self._chunks.pop(chunk, []))
+
     def put_below(self, older: "DirtyMap") -> None:
         """Give back what `take` took: what was written since wins."""
         merged = older.copy(0, older.end)  # a broken-off request may still hold views of the old buffers

@@ -82,17 +82,21 @@ class HeldLease:
 class ResumeSession:
     """Go on with a session over a new connection. Answer: SessionResumed. Errors: SessionEvicted, SessionUnknown.
 
-    Everything the client holds is in `held` (to a server that has not restarted it repeats what that one knows)."""
+    Everything the client holds is in `held` (to a server that has not restarted it repeats what that one knows). `adopt`: the
+    client's process died and this is another one, which knows only some of it: what the server knows stays, except that
+    handles are those of `held`."""
 
     session: SessionId
     secret: bytes
     held: tuple[HeldLease, ...]
+    adopt: bool = False
 
 
 @wire(205)
 @dataclass(frozen=True, slots=True)
 class SessionResumed:
-    """`grants` are all leases that the session has now, with new serials; what is not in them is gone."""
+    """`grants` are all leases that the session has now, with new serials; what is not in them is gone (if it was adopted:
+    there may be more than are told)."""
 
     ttl_s: float
     server_time_ns: int

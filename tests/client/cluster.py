@@ -16,7 +16,7 @@ from fsd.protocol.cluster import FsckReply, GetStatus, RunFsck, StatusReply
 from fsd.rpc.client import Channel
 from fsd.wire.handshake import Hello
 from metadata.server import MetadataOptions, MetadataServer
-from tests.fakes import MemoryDirectory, MemoryNetwork, memory_runtime
+from tests.fakes import MemoryDirectory, MemoryNetwork, MemoryState, memory_runtime
 
 ROOT = Caller(0, 0)
 METADATA = "meta:1"
@@ -69,6 +69,26 @@ class Cluster:
             memory_runtime(self.network, next(self.seeds)), [METADATA], "default", options
         ) as filesystem:
             yield filesystem
+
+    @asynccontextmanager
+    async def process(self, state: MemoryState, **changes: object) -> AsyncGenerator[FileSystem, None]:
+        """A mount whose process is killed at the end of the block."""
+        options = ClientOptions(**({name: getattr(OPTIONS, name) for name in OPTIONS.__slots__} | changes))
+        opened = open_filesystem(
+            memory_runtime(self.network, next(self.seeds)), [METADATA], "default", options, None, state.life()
+        )
+        async with opened as filesystem:
+            yield filesystem
+            self.kill_process(filesystem, state)
+
+    def kill_process(self, filesystem: FileSystem, state: MemoryState) -> None:
+        """kill -9: nothing that it does from now on has any effect."""
+        state.crash()
+        core = filesystem._core
+        core.state.freeze()
+        filesystem._suspended = True
+        for channel in [*core.session._channels, *core.channels._channels.values()]:
+            channel.close()
 
     async def isolate(self, filesystem: FileSystem, seconds: float) -> None:
         """Nobody answers this client for a while."""

@@ -1,0 +1,83 @@
+"""StateDirectory on a local file system, best on a tmpfs: files mapped into memory, so that a record costs a copy and no system
+call. Their blocks are allocated beforehand: a full file system is an error here and not a SIGBUS later."""
+
+import errno
+import fcntl
+import mmap
+import os
+
+from fsd.core.errors import ConfigurationError, DirectoryInUse, DiskFailed, NoSpace
+from fsd.runtime.state import SEGMENT_BYTES
+
+_LOCK = "lock"
+_SUFFIX = ".state"
+
+
+class LocalState:
+    """Implements fsd.runtime.state.StateDirectory under an exclusive flock(2) until `close`."""
+
+    def __init__(self, path: str) -> None:
+        """Make the directory if needed and lock it. Raises DirectoryInUse, ConfigurationError."""
+        self._path = os.path.abspath(path)
+        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
+        try:
+            os.makedirs(self._path, mode=0o700, exist_ok=True)
+            self._lock_fd = os.open(os.path.join(self._path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"cannot keep state in {self._path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_fd)
+            raise DirectoryInUse(f"{self._path} is in use by another process") from None
+
+    def segments(self) -> list[int]:
+        names = [name.removesuffix(_SUFFIX) for name in os.listdir(self._path) if name.endswith(_SUFFIX)]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def open(self, number: int) -> memoryview:
+        return self._map(number, os.O_RDWR)
+
+    def make(self, number: int) -> memoryview:
+        return self._map(number, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def _map(self, number: int, flags: int) -> memoryview:
+        path = self._name(number)
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, SEGMENT_BYTES)
+                mapped = mmap.mmap(fd, SEGMENT_BYTES)
+            except OSError:
+                if flags & os.O_CREAT:
+                    os.unlink(path)
+                raise
+            finally:
+                os.close(fd)
+        except OSError as error:
+            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else DiskFailed
+            raise kind(f"{path}: {error.strerror}") from None
+        view = memoryview(mapped)
+        self._maps[number] = (mapped, view)
+        return view
+
+    def rename(self, number: int, new: int) -> None:
+        os.rename(self._name(number), self._name(new))
+        self._maps[new] = self._maps.pop(number)
+
+    def remove(self, number: int) -> None:
+        os.unlink(self._name(number))
+        self._unmap(number)
+
+    def _unmap(self, number: int) -> None:
+        mapped, view = self._maps.pop(number)
+        view.release()
+        mapped.close()
+
+    def close(self) -> None:
+        for number in list(self._maps):
+            self._unmap(number)
+        os.close(self._lock_fd)
+
+    def _name(self, number: int) -> str:
+        return os.path.join(self._path, f"{number:012d}{_SUFFIX}")
