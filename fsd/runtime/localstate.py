@@ -1,35 +1,50 @@
 """StateDirectory on a local file system, best on a tmpfs: files mapped into memory, so that a record costs a copy and no system
-call. Their blocks are allocated beforehand: a full file system is an error here and not a SIGBUS later."""
+call. Their blocks are allocated beforehand: a full file system is an error here and not a SIGBUS later.
+
+The owner is told by pid and start time and not by a lock: a process that was killed while one of its threads is blocked in the
+kernel keeps its locks until that thread ends, which may need the next process; yet none of its code runs any more.
+"""
 
 import errno
-import fcntl
 import mmap
 import os
 
 from fsd.core.errors import ConfigurationError, DirectoryInUse, DiskFailed, NoSpace
+from fsd.runtime.process import own_start_time, start_time
 from fsd.runtime.state import SEGMENT_BYTES
 
-_LOCK = "lock"
+_OWNER = "owner"
 _SUFFIX = ".state"
 
 
 class LocalState:
-    """Implements fsd.runtime.state.StateDirectory under an exclusive flock(2) until `close`."""
+    """Implements fsd.runtime.state.StateDirectory."""
 
     def __init__(self, path: str) -> None:
-        """Make the directory if needed and lock it. Raises DirectoryInUse, ConfigurationError."""
+        """Make the directory if needed. Raises DirectoryInUse while another process has it, ConfigurationError."""
         self._path = os.path.abspath(path)
         self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
         try:
             os.makedirs(self._path, mode=0o700, exist_ok=True)
-            self._lock_fd = os.open(os.path.join(self._path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._check_owner()
+            with open(self._owner_file + ".new", "w", encoding="ascii") as file:
+                file.write(f"{os.getpid()} {own_start_time()}\n")
+            os.rename(self._owner_file + ".new", self._owner_file)
         except OSError as error:
             raise ConfigurationError(f"cannot keep state in {self._path}: {error.strerror}") from None
+
+    @property
+    def _owner_file(self) -> str:
+        return os.path.join(self._path, _OWNER)
+
+    def _check_owner(self) -> None:
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock_fd)
-            raise DirectoryInUse(f"{self._path} is in use by another process") from None
+            with open(self._owner_file, encoding="ascii") as file:
+                pid, started = map(int, file.read().split())
+        except (FileNotFoundError, ValueError):
+            return
+        if start_time(pid) == started:
+            raise DirectoryInUse(f"{self._path} is in use by process {pid}")
 
     def segments(self) -> list[int]:
         names = [name.removesuffix(_SUFFIX) for name in os.listdir(self._path) if name.endswith(_SUFFIX)]
@@ -77,7 +92,8 @@ class LocalState:
     def close(self) -> None:
         for number in list(self._maps):
             self._unmap(number)
-        os.close(self._lock_fd)
+        if os.path.exists(self._owner_file):
+            os.unlink(self._owner_file)
 
     def _name(self, number: int) -> str:
         return os.path.join(self._path, f"{number:012d}{_SUFFIX}")
