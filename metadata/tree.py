@@ -176,7 +176,7 @@ class TreeService:
         if inode is None:
             return None
         grants.append(self._grant(live, ino, self._opportune(live, ino, request.lease)))
-        return without_inline(inode)
+        return inode if request.contents else without_inline(inode)
 
     def _opportune(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> LeaseMode:
         """What of `wanted` can be had without taking anything from anybody, or from under a request at work."""

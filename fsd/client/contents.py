@@ -10,6 +10,7 @@ How they get there is `fsd.client.storing`.
 import itertools
 import logging
 import os
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -49,7 +50,9 @@ RELOAD_S = 0.005
 
 
 class Contents(Storing):
-    """See the module."""
+    """See the module. `neighbours` (fsd.client.names) is set right after construction."""
+
+    neighbours: Callable[[Ino], Awaitable[None]]
 
     def __init__(self, core: Core, chunks: Chunks) -> None:
         super().__init__(core, chunks)
@@ -86,11 +89,14 @@ class Contents(Storing):
                 await self._core.session.valid()
                 if self.holds(file, mode):
                     return
+                if mode is LeaseMode.SHARED:
+                    await self.neighbours(file.ino)
                 if not (self._core.leases.usable(file.ino, mode) and self._load_from_tree(file)):
                     await self._core.fetch_inode(file.ino, mode, load=file)
                     self._load_from_tree(file)
 
     def _load_from_tree(self, file: File) -> bool:
+        """Know the bytes from what was told of the inode."""
         if file.content is not None:
             return True
         inode = self._core.tree.inode(file.ino)

@@ -11,12 +11,13 @@ import trio
 from fsd.client.contents import Contents
 from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle
+from fsd.client.foresight import Foresight
 from fsd.client.journal import Entry as JournalEntry
 from fsd.client.options import Caller
 from fsd.client.overlap import Ticket, Token
 from fsd.client.session import SessionReplaced
 from fsd.client.tree import ABSENT
-from fsd.core.errors import InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, StaleHandle
+from fsd.core.errors import FsError, InvalidArgument, NameTooLong, NoAttribute, NotADirectory, NotFound, StaleHandle
 from fsd.core.ids import ROOT_INO, Ino, SessionId
 from fsd.core.units import NAME_MAX
 from fsd.namespace.keys import FIRST_COOKIE, cookie_of
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 PAGE_ENTRIES = 1024
 COMPLETE_NAMES = 4096  # a directory up to this is learned as a whole by whoever changes it
 MAX_LEARNED = 1024
+MAX_UNREAD = 65_536
 LEARN_AGAIN_S = 1.0
 MAX_PAGE_ENTRIES = 32_768  # a page grows only while all of its entries have one cookie
 
@@ -69,6 +71,10 @@ class Names:
         self._core = core
         self._contents = contents
         self._learned: dict[tuple[Ino, bool], float] = {}  # when a directory may be learned again
+        self._names_ahead = Foresight()
+        self._contents_ahead = Foresight()
+        self._unread: dict[Ino, tuple[Ino, bytes]] = {}  # where small files are that were not read yet
+        contents.neighbours = self.neighbours
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -76,6 +82,9 @@ class Names:
         """The inode of a name. Raises NotFound, NotADirectory, NameTooLong."""
         check_name(name)
         known = await self._learned_entry(parent, name)
+        if known is None:
+            await self._look_ahead(parent, name)
+            known = self.known_entry(parent, name)
         if known == ABSENT:
             raise NotFound(f"no {name!r} in inode {parent}")
         if known is not None:
@@ -115,6 +124,7 @@ class Names:
                 self._core.tree.put_entry(parent, name, ABSENT)  # told: to be invalidated above with the lease
             self._core.leases.touch(parent)
             self._core.counts["lookup hits"] += 1
+            self._names_ahead.hit(parent)
         return child
 
     async def getattr(self, ino: Ino) -> Inode:
@@ -415,14 +425,65 @@ class Names:
         self._learned[key] = trio.current_time() + LEARN_AGAIN_S
         self._core.counts["directories learned"] += 1
         cookie = cookie_of(name) if large else FIRST_COOKIE
-        while True:
-            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes, LeaseMode.EXCLUSIVE)
-            if page.end or large or not page.entries:
-                break
-            cookie = page.entries[-1].cookie + 1
+        await self._read_pages(parent, cookie, once=large, lease=LeaseMode.EXCLUSIVE, attributes=attributes)
         child = self._core.tree.resolve(parent, name)
         if child == ABSENT or (child is not None and (not attributes or self._is_own(child))):
             self._learned.pop(key, None)
+
+    async def _read_pages(
+        self, parent: Ino, cookie: int, *, once: bool, lease: LeaseMode, attributes: bool = True
+    ) -> None:
+        """One page from `cookie` on, or all of them."""
+        while True:
+            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes, lease)
+            if page.end or once or not page.entries:
+                break
+            cookie = page.entries[-1].cookie + 1
+
+    # --- reading ahead ------------------------------------------------------------------------------------------------
+
+    async def _look_ahead(self, parent: Ino, name: bytes) -> None:
+        """If names are asked for one after the other: read the directory, page by page."""
+        cookie = self._names_ahead.missed(parent, cookie_of(name))
+        if cookie is None:
+            return
+        page: DirectoryPage | None = None
+        try:
+            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes=True)
+        finally:
+            self._page_ahead(self._names_ahead, parent, page)
+
+    def _page_ahead(self, foresight: Foresight, parent: Ino, page: DirectoryPage | None) -> None:
+        entries = page.entries if page is not None else ()
+        foresight.read(parent, entries[-1].cookie if entries else None, page is not None and page.end)
+
+    async def neighbours(self, ino: Ino) -> None:
+        """The bytes of a small file are wanted: if others of its directory were wanted before, ask for those of many."""
+        place = self._unread.pop(ino, None)
+        if place is None:
+            return
+        parent, name = place
+        inode = self._core.tree.inode(ino)
+        if inode is not None and inode.inline is not None:
+            self._contents_ahead.hit(parent)
+            return
+        cookie = self._contents_ahead.missed(parent, cookie_of(name))
+        if cookie is None:
+            return
+        page: DirectoryPage | None = None
+        try:
+            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes=True, contents=True)
+        except FsError as error:
+            log.debug("small files beside inode %d are not read ahead: %s", ino, error)
+        finally:
+            self._page_ahead(self._contents_ahead, parent, page)
+
+    def _place(self, parent: Ino, name: bytes, inode: Inode) -> None:
+        """Remember where a small file is that was not read yet."""
+        if inode.is_inline and inode.size and inode.ino not in self._core.files:
+            if len(self._unread) >= MAX_UNREAD:
+                self._unread.clear()
+            self._unread[inode.ino] = (parent, name)
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
@@ -561,12 +622,19 @@ class Names:
         handle.stamp = (since, version) if good else None
 
     async def _ask_page(
-        self, ino: Ino, cookie: int, limit: int, attributes: bool, lease: LeaseMode = LeaseMode.SHARED
+        self,
+        ino: Ino,
+        cookie: int,
+        limit: int,
+        attributes: bool,
+        lease: LeaseMode = LeaseMode.SHARED,
+        *,
+        contents: bool = False,
     ) -> DirectoryPage:
         await self._core.journal.settle([ino])
         with self._core.ticket([ino], change=False) as ticket:
             reply: DirectoryPage = await self._core.session.ask(
-                lambda session: ReadDirectory(session, ino, cookie, limit, attributes, lease)
+                lambda session: ReadDirectory(session, ino, cookie, limit, attributes, lease, contents)
             )
             clean = ticket.clean(ino) and self._core.covered(ino, ticket, reply.grants)
             serials = {grant.ino: grant.serial for grant in reply.grants}
@@ -575,13 +643,28 @@ class Names:
                     self._core.tree.put_entry(ino, entry.name, entry.ino)
                 if entry.inode is not None:
                     self._remember_listed(entry.inode, serials.get(entry.ino, 0))
+                    self._place(ino, entry.name, entry.inode)
             return reply
 
     def _remember_listed(self, inode: Inode, serial: int) -> None:
-        """As `_remember_found`."""
-        busy = self._core.overlaps.is_unsettled(inode.ino) or inode.ino in self._core.files
-        if serial and serial == self._core.leases.since(inode.ino) and not busy:
+        """As `_remember_found`; a file that is open but neither read nor written yet may be learned too."""
+        file = self._core.files.get(inode.ino)
+        in_use = file is not None and (file.unwritten or file.content is not None)
+        busy = in_use or self._core.overlaps.is_unsettled(inode.ino)
+        if busy or not serial:
+            return
+        if serial == self._core.leases.since(inode.ino) or self._only_adds_contents(inode):
             self._core.tree.put_inode(inode)
+
+    def _only_adds_contents(self, inode: Inode) -> bool:
+        """The attributes are the ones that are known, so nothing has changed since: what is new are inline bytes."""
+        known = self._core.tree.inode(inode.ino)
+        return (
+            known is not None
+            and inode.inline is not None
+            and self._core.leases.usable(inode.ino, LeaseMode.SHARED)
+            and dataclasses.replace(inode, inline=known.inline) == known
+        )
 
 
 def whole_cookies(page: DirectoryPage) -> list[DirectoryEntry]:

@@ -183,7 +183,7 @@ class GetInode:
 class ReadDirectory:
     """Entries with a cookie of at least `cookie`, at most `limit`. Grants a shared lease on the directory, and on the
     entries' inodes where they are free and `attributes` is set; EXCLUSIVE ones where `lease` says so and nobody else has
-    anything on the inode. Answer: DirectoryPage."""
+    anything on the inode. `contents`: with the bytes of inline files. Answer: DirectoryPage, which is of bounded size."""
 
     session: SessionId
     ino: Ino
@@ -191,12 +191,14 @@ class ReadDirectory:
     limit: int
     attributes: bool
     lease: LeaseMode = LeaseMode.SHARED
+    contents: bool = False
 
 
 @wire(215)
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """`inode` (inline bytes left out) only where attributes were asked for and nobody else may be changing them."""
+    """`inode` (inline bytes left out unless they were asked for) only where attributes were asked for and nobody else may be
+    changing them."""
 
     name: bytes
     ino: Ino
