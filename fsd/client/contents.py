@@ -284,21 +284,24 @@ class Contents(Storing):
         small = content is not None and content.is_inline and file.size <= self._core.volume.inline_limit
         return self._small_flushes if small else self._flushes
 
-    async def write_back(self, file: File, *, once: bool = False) -> None:
-        """Everything written so far is durable on return (`once`: one flush of it). Raises why not; what was not written
-        stays dirty, and the error is noted for every handle. A caller who gives up does not end the flush: half of one
-        would leave it unknown where the bytes are."""
+    async def write_back(self, file: File, *, once: bool = False, data_only: bool = False) -> None:
+        """Everything written so far is durable on return (`once`: one flush of it; `data_only`: perhaps without the time of
+        bytes that changed in place, which spares a database's commits the metadata server). Raises why not; what was not
+        written stays dirty, and the error is noted for every handle. A caller who gives up does not end the flush: half
+        of one would leave it unknown where the bytes are."""
 
         async def work() -> None:
             CALL.set(0)  # the flush's operations are nobody's call
             async with file.flush_lock:
-                if file.unwritten:
-                    await self._flush(file)
+                if file.unwritten and not (data_only and file.owes_time_only):
+                    await self._flush(file, data_only=data_only)
 
         enough = file.flushes_begun + 1  # so that a busy writer cannot keep this caller here for ever
         waited = (
             False  # for a flush that was under way; two callers on a clean file would see each other's lock for ever
         )
+        if data_only and file.owes_time_only:
+            return
         while (file.unwritten or (not waited and file.flush_lock.locked())) and file.flushes_complete < enough:
             await self._core.detached(work)
             waited = True
@@ -350,7 +353,7 @@ class Contents(Storing):
         finally:
             CALL.reset(token)
 
-    async def _flush(self, file: File) -> None:
+    async def _flush(self, file: File, *, data_only: bool = False) -> None:
         """One round: take, write, commit. The flush lock is held."""
         session = self._core.session.id
         losses, errors = file.losses, file.error_count
@@ -362,7 +365,8 @@ class Contents(Storing):
         times, before = file.times, file.content
         mtime_ns = times.ctime_ns if times is not None else file.mtime_ns or self._core.session.now_ns()
         try:
-            content = await self._store(file, size, mtime_ns, session)
+            late = data_only and file.may_owe_time(file.dirty_since)
+            content = await self._store(file, size, mtime_ns, session, time_may_wait=late)
             if times is not None and file.losses == losses:
                 file.content = content
                 await self._store_times(file, times, session)

@@ -20,6 +20,8 @@ from fsd.core.ids import DataId, Ino
 from fsd.namespace.records import NO_DATA, Inode
 from fsd.protocol.metadata import DirectoryEntry
 
+TIME_OWED_S = 1.0  # at most this long the time of synced bytes is left to a later flush
+
 
 @dataclass(frozen=True, slots=True)
 class Content:
@@ -67,6 +69,7 @@ class File:
         self.flushing = DirtyMap(chunk_size)
         self.dirty_since = 0.0
         self.touched = False  # written since the last flush began, be it with nothing to show but the time
+        self.time_owed_since: float | None = None  # when a flush first left the time of its bytes to a later one
         self.changes = 0
         self.flush_lock = trio.Lock()
         self.load_lock = trio.Lock()
@@ -88,6 +91,20 @@ class File:
         return self.touched or bool(self.dirty) or bool(self.flushing)
 
     @property
+    def owes_time_only(self) -> bool:
+        """Whether the servers have all but the time of what was written last: fdatasync(2) asks for no more."""
+        return self.time_owed_since is not None and not self.dirty and not self.flushing and self.times is None
+
+    def may_owe_time(self, now: float) -> bool:
+        return self.times is None and (self.time_owed_since is None or now - self.time_owed_since < TIME_OWED_S)
+
+    def owe_time(self, now: float) -> None:
+        """The bytes are at the servers, their time follows with the next flush that is not for data alone."""
+        if self.time_owed_since is None:
+            self.time_owed_since = now
+        self.touched = True
+
+    @property
     def unwritten_bytes(self) -> int:
         return self.dirty.size_bytes + self.flushing.size_bytes
 
@@ -107,7 +124,7 @@ class File:
     def unload(self) -> None:
         """The lease is gone."""
         self.content = None
-        self.mtime_ns = self.times = None
+        self.mtime_ns = self.times = self.time_owed_since = None
         self.changes += 1
 
     def lose(self, error: FsError) -> int:
@@ -123,7 +140,7 @@ class File:
         """Forget what was not written, without an error: nobody can ever read it."""
         self._log.discarded(self)
         self.losses += 1
-        self.times = None
+        self.times = self.time_owed_since = None
         self.dirty.clear()
         self.flushing = DirtyMap(self.dirty.chunk_size)
         self.touched = False

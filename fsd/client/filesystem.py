@@ -337,10 +337,11 @@ class FileSystem:
             raise error
 
     async def fsync(self, handle: FileHandle, data_only: bool = False) -> None:
-        """What was written before is durable on return, its size and times too. Raises what keeps it from being so, and an
+        """What was written before is durable on return, its size and times too (`data_only`: the time of bytes that were
+        changed in place may come a second later). Raises what keeps it from being so, and an
         earlier write-back error that this handle has not been told yet."""
         try:
-            await self._bounded(self._contents.write_back(handle.file))
+            await self._bounded(self._contents.write_back(handle.file, data_only=data_only))
             await self._bounded(self._core.journal.settle([handle.ino]))
         except FsError:
             handle.told_errors = handle.file.error_count

@@ -34,14 +34,16 @@ class Storing:
         self._core = core
         self._chunks = chunks
 
-    async def _store(self, file: File, size: int, mtime_ns: int, session: SessionId) -> Content:
+    async def _store(
+        self, file: File, size: int, mtime_ns: int, session: SessionId, *, time_may_wait: bool = False
+    ) -> Content:
         content = file.content
         if content is None:
             raise WriteLost(f"the lease on inode {file.ino} is gone with its unwritten bytes")
         size = max(size, content.size)
         if content.is_inline and size <= self._core.volume.inline_limit:
             return await self._store_inline(file, content, size, mtime_ns, session)
-        return await self._store_chunks(file, content, size, mtime_ns, session)
+        return await self._store_chunks(file, content, size, mtime_ns, session, time_may_wait=time_may_wait)
 
     async def _store_inline(
         self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
@@ -60,8 +62,16 @@ class Storing:
             self._core.tree.put_inode(dataclasses.replace(inode, inline=data))
 
     async def _store_chunks(
-        self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
+        self,
+        file: File,
+        content: Content,
+        size: int,
+        mtime_ns: int,
+        session: SessionId,
+        *,
+        time_may_wait: bool = False,
     ) -> Content:
+        """`time_may_wait`: bytes that change in place, in one chunk, need no commit now (fdatasync)."""
         if content.is_inline:
             data = DataId(await self._core.session.new_id())
             pieces = DirtyMap(self._core.chunk_size)
@@ -71,7 +81,11 @@ class Storing:
         else:
             data, pieces = content.data, file.flushing
             content = await self.clear_behind(file, content, size, pieces, session)
-        if data == content.data and size == content.size:
+        in_place = data == content.data and size == content.size
+        if in_place and time_may_wait and len(pieces.chunks()) == 1:
+            await self._write_chunks(data, pieces, session)
+            file.owe_time(self._core.runtime.clock.monotonic())
+        elif in_place:
             await self._write_beside_commit(file, content, pieces, mtime_ns, session)
         else:
             await self._write_chunks(data, pieces, session)
@@ -109,6 +123,7 @@ class Storing:
         new_data = data if content.is_inline else NO_DATA
         layer = self._core.volume.layer
         await self._commit(file, CommitSize(layer, time_ns, 0, 0, file.ino, size, mtime_ns, new_data), session)
+        file.time_owed_since = None
 
     async def _commit(
         self, file: File, operation: WriteInline | CommitSize | TrimDone | Truncate | SetAttributes, session: SessionId
@@ -117,25 +132,31 @@ class Storing:
 
     async def _write_chunks(self, data: DataId, pieces: DirtyMap, session: SessionId) -> None:
         """All chunks at once; the first error ends the others."""
+        chunks = pieces.chunks()
+        if len(chunks) == 1:
+            await self._write_chunk(ChunkId(data, chunks[0]), pieces, session)
+            return
         errors: list[FsError] = []
+
+        async def write(chunk: int) -> None:
+            try:
+                await self._write_chunk(ChunkId(data, chunk), pieces, session)
+            except FsError as error:
+                errors.append(error)
+                nursery.cancel_scope.cancel()
+
         async with trio.open_nursery() as nursery:
-            for chunk in pieces.chunks():
-                nursery.start_soon(self._write_chunk, ChunkId(data, chunk), pieces, session, errors, nursery)
+            for chunk in chunks:
+                nursery.start_soon(write, chunk)
         if errors:
             raise errors[0]
 
-    async def _write_chunk(
-        self, chunk: ChunkId, pieces: DirtyMap, session: SessionId, errors: list[FsError], nursery: trio.Nursery
-    ) -> None:
+    async def _write_chunk(self, chunk: ChunkId, pieces: DirtyMap, session: SessionId) -> None:
         """All of a chunk in one request, which is carried out whole or not at all."""
         base = chunk.index * self._core.chunk_size
         extents = [(extent.file_offset - base, memoryview(extent.data)) for extent in pieces.extents(chunk.index)]
-        try:
-            for first in range(0, len(extents), MAX_EXTENTS):
-                await self._chunks.write(session, chunk, extents[first : first + MAX_EXTENTS])
-        except FsError as error:
-            errors.append(error)
-            nursery.cancel_scope.cancel()
+        for first in range(0, len(extents), MAX_EXTENTS):
+            await self._chunks.write(session, chunk, extents[first : first + MAX_EXTENTS])
 
     async def clear_behind(
         self, file: File, content: Content, size: int, pieces: DirtyMap, session: SessionId

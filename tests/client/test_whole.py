@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from fsd.client.filesystem import FileSystem
 from fsd.core.errors import FsError, NotFound, StaleHandle
 from fsd.core.units import KIB, MIB
 from tests.client.cluster import METADATA, ROOT, cluster, get, put
@@ -49,6 +50,49 @@ async def test_more_is_written_than_may_be_dirty(autojump_clock: Clock) -> None:
         await put(a, b"f", data)
         assert a.statistics()["dirty bytes"] <= 1 * MIB + 128 * KIB
         assert await get(a, b"f") == data
+
+
+def commits(client: FileSystem) -> int:
+    counts = client.statistics()
+    return counts.get("Execute", 0) + counts.get("ExecuteBatch", 0)
+
+
+async def test_a_page_synced_in_place_leaves_its_time_to_a_later_commit(autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount(write_back_age_s=100.0) as a, made.mount() as b:
+        ino = await put(a, b"f", b"x" * 300_000)
+        await a.sync()
+        handle = await a.open(ino, os.O_RDWR)
+        known = commits(a)
+        before = (await a.getattr(ino)).mtime_ns
+        await trio.sleep(0.5)
+        for number in range(3):
+            await a.write(handle, 4096 * number, b"y" * 4096)
+            await a.fsync(handle, data_only=True)
+        assert commits(a) == known
+        written = (await a.getattr(ino)).mtime_ns
+        assert written > before
+        assert (await b.getattr(ino)).mtime_ns == written  # the recall brings it to the server
+        assert (await get(b, b"f"))[:12288] == b"y" * 12288
+        await a.release(handle)
+
+
+async def test_a_file_that_is_synced_all_the_time_has_its_time_committed_once_a_second(autojump_clock: Clock) -> None:
+    async with cluster() as made, made.mount(write_back_age_s=100.0) as a:
+        ino = await put(a, b"f", b"x" * 300_000)
+        await a.sync()
+        handle = await a.open(ino, os.O_RDWR)
+        known = commits(a)
+        for number in range(50):
+            await a.write(handle, 4096 * number, b"y" * 4096)
+            await a.fsync(handle, data_only=True)
+            await trio.sleep(0.1)
+        assert 3 <= commits(a) - known <= 6
+        await a.fsync(handle)  # owes the time, and commits it
+        after = commits(a)
+        await a.fsync(handle)
+        await a.fsync(handle, data_only=True)
+        assert commits(a) == after
+        await a.release(handle)
 
 
 async def test_a_small_file_grows_out_of_its_record(autojump_clock: Clock) -> None:
