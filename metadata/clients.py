@@ -1,5 +1,7 @@
 """Requests about sessions: open, resume, keep alive, close, ids, leases given back."""
 
+import logging
+
 import trio
 
 from fsd.core.errors import Busy, NotFound
@@ -9,6 +11,7 @@ from fsd.protocol.metadata import (
     Alive,
     AllocateIds,
     CloseSession,
+    HeldLock,
     IdRange,
     KeepAlive,
     OpenSession,
@@ -23,10 +26,13 @@ from fsd.wire.handshake import Done
 from metadata.authority import Audience, Authority
 from metadata.leases import InodeKey
 from metadata.live import LiveSession, Sessions
+from metadata.locks import LockService
 from metadata.records import Counters, SessionRecord
 from metadata.sessions import DRIFT, ID_RANGE, Session, with_range
 from metadata.space import Space
 from metadata.store import COUNTERS_KEY, Store, put, session_key
+
+log = logging.getLogger(__name__)
 
 SECRET_BITS = 128
 MAX_SESSIONS = 4096
@@ -43,7 +49,9 @@ class ClientService:
         audience: Audience,
         sessions: Sessions,
         space: Space,
+        locks: LockService,
     ) -> None:
+        self._locks = locks
         self._space = space
         self._clock = runtime.clock
         self._random = runtime.random
@@ -120,6 +128,7 @@ class ClientService:
             grants, let_go = leases.adopt(state.session, claims, now, self._is_claimable)
         else:
             grants, let_go = leases.resume(state.session, claims, now, restarted=restarted)
+        locks = self._resume_locks(live, request)
         state.resumed = True
         if self._sessions.settled.is_set():
             self._sessions.reap_unused(let_go)
@@ -131,7 +140,18 @@ class ClientService:
             tuple(grants),
             self._authority.map.epoch,
             self._may_promise(live),
+            locks,
         )
+
+    def _resume_locks(self, live: LiveSession, request: ResumeSession) -> tuple[HeldLock, ...]:
+        """The client's word counts, unless it is a new process that cannot know."""
+        if not request.adopt:
+            self._locks.restate(live, request.locks)
+            return ()
+        self._locks.stop_waiting(live)
+        if not live.state.resumed:
+            log.warning("session %d: server and client have both restarted, locks are lost", live.state.session)
+        return self._locks.claims(live)
 
     def _may_promise(self, live: LiveSession) -> bool:
         return self._space.may_promise(self._store.volume(live.state.layer))

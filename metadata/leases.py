@@ -76,6 +76,7 @@ class LeaseTable:
         self._openers: dict[InodeKey, dict[SessionId, None]] = {}
         self._opened: dict[SessionId, dict[InodeKey, None]] = {}
         self._serials: dict[SessionId, int] = {}
+        self.dropped: Callable[[InodeKey], None] = lambda _: None  # hears of inodes that are gone for good
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -119,6 +120,10 @@ class LeaseTable:
 
     def held(self, session: SessionId) -> tuple[InodeKey, ...]:
         return tuple(self._held.get(session, {}))
+
+    def held_since(self, key: InodeKey, session: SessionId) -> float:
+        """When the session got the lease in its present mode; the lease must be there."""
+        return self._holders[key][session].since
 
     def count(self, session: SessionId) -> int:
         return len(self._held.get(session, {}))
@@ -174,6 +179,7 @@ class LeaseTable:
             _discard(self._opened, session, key)
         self._holders.pop(key, None)
         self._openers.pop(key, None)
+        self.dropped(key)
 
     def drop_session(self, session: SessionId) -> list[InodeKey]:
         """Everything of a session is given back. Returns the inodes it had, or may have had, open."""

@@ -66,6 +66,7 @@ class Sessions:
         self.settled = trio.Event()  # every session from before the restart has resumed or is gone
         self.restarted = True
         self.collect: Callable[[], None] = lambda: None  # wakes the collector
+        self.ended: list[Callable[[SessionId, LayerId], None]] = []  # called when a session has nothing any more
         self._live: dict[SessionId, LiveSession] = {}
         authority.oldest_session = self._oldest
 
@@ -217,6 +218,8 @@ class Sessions:
         """The session gives everything back; returns when that is durable."""
         live.state.evicting = True
         had = self.leases.drop_session(live.state.session)
+        for ended in self.ended:
+            ended(live.state.session, live.state.layer)
         self.table.remove(live.state.session)
         self._live.pop(live.state.session, None)
         self._forget(live.state)
@@ -263,4 +266,5 @@ class Sessions:
         operation = Reap(layer, self._clock.time_ns(), 0, 0, ino)
         applied = apply(self._store.view(layer), operation)
         self._store.commit(layer, applied.changes)
+        self.leases.drop_inode(InodeKey(layer, ino))
         self.collect()

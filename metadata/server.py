@@ -30,10 +30,11 @@ from metadata.clients import ClientService
 from metadata.collector import Collector
 from metadata.flushes import FlushService
 from metadata.live import Sessions
+from metadata.locks import LockService
 from metadata.nodes import NodeService
 from metadata.recalls import Recaller
 from metadata.records import Counters, FileSystemRecord
-from metadata.service import MetadataService
+from metadata.service import MetadataService, before_telling
 from metadata.space import Space
 from metadata.status import StatusService
 from metadata.store import COUNTERS_KEY, FILE_SYSTEM_KEY, Store, put
@@ -142,6 +143,15 @@ class MetadataServer:
                 runtime.clock, store, authority, sessions, record.inline_limit, record.chunk_size, collector.wake
             )
             tree = TreeService(runtime.clock, store, sessions, recaller, space, collector.wake)
+            locks = LockService(
+                runtime.clock,
+                nursery,
+                store,
+                sessions,
+                recaller,
+                tree.guards,
+                lambda peer: before_telling(store, audience, peer),
+            )
             service = MetadataService(
                 store=store,
                 sessions=sessions,
@@ -149,7 +159,8 @@ class MetadataServer:
                 audience=audience,
                 tree=tree,
                 batches=BatchService(store, tree),
-                clients=ClientService(runtime, store, authority, audience, sessions, space),
+                clients=ClientService(runtime, store, authority, audience, sessions, space, locks),
+                locks=locks,
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
                 flushes=FlushService(store, sessions),

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from fsd.core.errors import CorruptData, DiskFailed, FsError, ProtocolError
 from fsd.protocol import cluster, metadata
+from fsd.protocol import locks as lock_messages
 from fsd.rpc.connection import Peer
 from fsd.wire.frame import Buffer
 from metadata.administration import AdministrationService
@@ -14,6 +15,7 @@ from metadata.batches import BatchService
 from metadata.clients import ClientService
 from metadata.flushes import FlushService
 from metadata.live import LiveSession, Sessions
+from metadata.locks import LockService
 from metadata.nodes import NodeService
 from metadata.recalls import Recaller
 from metadata.status import StatusService
@@ -46,6 +48,7 @@ class MetadataService:
         flushes: FlushService,
         status: StatusService,
         administration: AdministrationService,
+        locks: LockService,
         failed: Callable[[FsError], None],
     ) -> None:
         self._store = store
@@ -70,6 +73,11 @@ class MetadataService:
             metadata.AllocateIds: clients.allocate_ids,
             metadata.ReleaseLeases: clients.release,
             metadata.StatVolume: status.stat_volume,
+            lock_messages.SetLock: locks.set,
+            lock_messages.Unlock: locks.unlock,
+            lock_messages.CancelLock: locks.cancel,
+            lock_messages.TestLock: locks.test,
+            lock_messages.HandOverLocks: locks.hand_over,
         }
         self._of_peer: dict[type[Any], OfPeer] = {
             metadata.ResumeSession: clients.resume,
@@ -84,6 +92,9 @@ class MetadataService:
         self._of_anybody: dict[type[Any], OfAnybody] = {
             metadata.InspectInode: status.inspect,
             cluster.AskFlush: flushes.fate,
+            lock_messages.InspectLocks: locks.inspect,
+            lock_messages.InspectLeases: status.inspect_leases,
+            lock_messages.EvictSession: status.evict,
             cluster.CreateVolume: volumes.create,
             cluster.SetVolume: volumes.set,
             cluster.DeleteVolume: volumes.delete,
@@ -139,9 +150,7 @@ class MetadataService:
 
     async def _before_the_answer(self, peer: Peer) -> None:
         """An answer, an error too, leaves when all that it could have seen is durable (I0), behind the newest map (I13)."""
-        await self._store.durable()
-        if not peer.closed.is_set():
-            await self._audience.tell_first(peer)
+        await before_telling(self._store, self._audience, peer)
 
     def arrived(self, peer: Peer, message: Any) -> None:
         """Releases count in the order of arrival."""
@@ -161,3 +170,10 @@ class MetadataService:
         self._audience.remove(peer)
         self._sessions.disconnected(peer)
         self._nodes.disconnected(peer)
+
+
+async def before_telling(store: Store, audience: Audience, peer: Peer) -> None:
+    """See MetadataService._before_the_answer."""
+    await store.durable()
+    if not peer.closed.is_set():
+        await audience.tell_first(peer)

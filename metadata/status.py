@@ -7,7 +7,7 @@ import trio
 
 from fsd import __version__
 from fsd.cluster.map import ClusterMap, Node, NodeState, Row, pool_of
-from fsd.core.errors import NotFound
+from fsd.core.errors import NotFound, SessionUnknown
 from fsd.core.ids import Ino, NodeId
 from fsd.namespace import keys
 from fsd.namespace.fsck import check
@@ -24,11 +24,14 @@ from fsd.protocol.cluster import (
     SessionStatus,
     StatusReply,
 )
-from fsd.protocol.metadata import Entry, InspectInode, StatVolume, VolumeSpace
+from fsd.protocol.locks import EvictSession, InspectLeases, LeaseRow, LeasesReply
+from fsd.protocol.metadata import Entry, InspectInode, LeaseMode, StatVolume, VolumeSpace
 from fsd.runtime import Clock
 from fsd.wire.codec import decode
+from fsd.wire.handshake import Done
 from metadata.authority import Authority
 from metadata.collector import Collector
+from metadata.leases import InodeKey
 from metadata.live import LiveSession, Sessions
 from metadata.space import Space
 from metadata.store import Store
@@ -146,6 +149,28 @@ class StatusService:
     async def inspect(self, request: InspectInode) -> Entry:
         await self._store.durable()
         return Entry(self._store.inode(request.layer, request.ino), ())
+
+    async def inspect_leases(self, request: InspectLeases) -> LeasesReply:
+        """Holders in the order in which they came, then those that only have the inode open."""
+        await trio.lowlevel.checkpoint()
+        key = InodeKey(request.layer, request.ino)
+        leases, now = self._sessions.leases, self._clock.monotonic()
+        rows: list[LeaseRow] = []
+        for session in dict.fromkeys([*leases.holders(key), *leases.openers(key)]):
+            live = self._sessions.live(session)
+            mode = leases.mode(key, session)
+            age_s = now - leases.held_since(key, session) if mode is not LeaseMode.NONE else -1.0
+            client, address = ("", "") if live is None else (live.state.record.client, live.state.address)
+            rows.append(LeaseRow(session, client, address, mode, age_s, leases.has_open(session, key)))
+        return LeasesReply(tuple(rows))
+
+    async def evict(self, request: EvictSession) -> Done:
+        """Raises SessionUnknown."""
+        live = self._sessions.live(request.session)
+        if live is None:
+            raise SessionUnknown(f"there is no session {request.session}")
+        await self._sessions.evict(live, "an administrator said so")
+        return Done()
 
     async def list_data(self, request: ListData) -> DataPage:
         await self._store.durable()

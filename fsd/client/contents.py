@@ -118,6 +118,7 @@ class Contents(Storing):
             with self._core.leases.use(file.ino) as lease:
                 if not self.holds(file, LeaseMode.SHARED):
                     continue
+                handle.check_locks()
                 generation = lease.generation
                 self._read_ahead(handle, offset, length)
                 data = await self._read_held(file, offset, length)
@@ -183,6 +184,7 @@ class Contents(Storing):
         if not len(data):
             return 0
         await self._may_write(file)
+        handle.check_locks()
         at = file.size if handle.flags & os.O_APPEND else offset
         if at + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"write of {len(data)} bytes at {at}: a file has at most {MAX_FILE_SIZE}")

@@ -20,6 +20,7 @@ from fsd.client.file import File, content_of
 from fsd.client.journal import Entry
 from fsd.client.leases import LeaseTable
 from fsd.client.local import Local
+from fsd.client.locks import Locks
 from fsd.client.maps import MapCache
 from fsd.client.options import ClientOptions, Invalidate
 from fsd.client.overlap import Overlaps, Ticket, Token
@@ -32,12 +33,14 @@ from fsd.core.ids import Ino, MapEpoch, SessionId
 from fsd.namespace.operations import Operation, Truncate
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.cluster import GetMap, MapReply
+from fsd.protocol.locks import LockGranted, LockReply, LocksTold
 from fsd.protocol.metadata import (
     ANY_INODE,
     Executed,
     GetInode,
     Grant,
     HeldLease,
+    HeldLock,
     LeaseMode,
     Recall,
     Recalled,
@@ -117,6 +120,16 @@ class Core:
             state,
         )
         self.journal = self.local.journal
+        self.locks = Locks(
+            self.session,
+            self.leases,
+            self.journal,
+            self.files,
+            nursery,
+            self.counts,
+            runtime.clock,
+            may_decide=not state.is_kept,
+        )
 
     @property
     def volume(self) -> Volume:
@@ -382,6 +395,7 @@ class Core:
         serial = self.leases.recall(item, self.session.calls)
         await self.restored.wait()
         await self.leases.wait_idle(ino, RECALL_READERS_S)
+        await self.hand_locks_over(ino, keep)
         await self.write_back_before_release(ino, keep)
         await self.ship_before_release(ino)
         if keep is LeaseMode.NONE:
@@ -405,6 +419,11 @@ class Core:
         file = self.files.get(ino)
         if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.flush_lock.locked()):
             await self.write_back.write_back_for_recall(file)
+
+    async def hand_locks_over(self, ino: Ino, keep: LeaseMode) -> None:
+        """The server knows all locks of the inode before anybody else may ask for one."""
+        if keep is not LeaseMode.EXCLUSIVE:
+            await self.locks.hand_over(ino)
 
     async def ship_before_release(self, ino: Ino) -> None:
         """What was done to the inode here is at the server before anybody else may look."""
@@ -442,6 +461,23 @@ class Core:
                 rest.append(HeldLease(lease.ino, lease.mode, False))
         return tuple((first + rest)[:MAX_HELD])
 
+    def held_locks(self) -> tuple[HeldLock, ...]:
+        return self.locks.claims()
+
+    def locks_resumed(self, locks: tuple[HeldLock, ...] | None) -> None:
+        if locks is not None:
+            self.locks.adopt(locks)
+        self.locks.ask_again()
+
+    def lock_answered(self, reply: LockReply | LockGranted) -> None:
+        if isinstance(reply, LockGranted):
+            self.locks.told_granted(reply)
+        else:
+            self.locks.answered(reply)
+
+    def tell_locks(self, ino: Ino) -> LocksTold:
+        return self.locks.tell(ino)
+
     def resumed(self, grants: tuple[Grant, ...]) -> None:
         self._lost += self.leases.resumed(grants, self.journal.unborn)
 
@@ -460,6 +496,7 @@ class Core:
             self.counts["lost operations"] += lost
             log.error("%d changes of names and attributes are lost: session %d was evicted", lost, self.session.id)
         self.leases.clear()
+        self.locks.lost(self.session.id)
         for ino in list(self.files):
             self._lose(ino, f"session {self.session.id} was evicted")
         for ino in inos:
@@ -472,6 +509,7 @@ class Core:
 
     def reopened(self) -> None:
         """There is a new session, which has nothing open yet at the server."""
+        self.locks.ask_again()
         for file in list(self.files.values()):
             if file.handles:
                 self.nursery.start_soon(self._open_again, file)
@@ -508,6 +546,7 @@ class Core:
         while True:
             await trio.sleep(1.0)
             self._purge_refusals()
+            self.locks.purge()
             wanted = self._take_forgotten()
             wanted += self._surplus()
             try:
@@ -569,6 +608,7 @@ class Core:
             self.leases.lower_usable(lease, LeaseMode.NONE)
         releases: list[Release] = []
         for ino, serial in leaving:
+            await self.hand_locks_over(ino, LeaseMode.NONE)
             await self.invalidate_kernel(ino)
             if not self._is_busy(ino) and self.leases.lower(ino, serial, LeaseMode.NONE):
                 self.drop_caches(ino)
@@ -584,6 +624,7 @@ class Core:
         lease = self.leases.get(ino)
         self.leases.lower_usable(lease, LeaseMode.NONE)
         serial = lease.serial
+        await self.hand_locks_over(ino, LeaseMode.NONE)
         await self.invalidate_kernel(ino)
         if file.handles or not self.leases.lower(ino, serial, LeaseMode.NONE):
             return  # opened again meanwhile

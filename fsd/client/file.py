@@ -15,7 +15,7 @@ import trio
 from fsd.client.readahead import ReadAhead
 from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.writeback import DirtyMap
-from fsd.core.errors import FsError
+from fsd.core.errors import FsError, LockLost
 from fsd.core.ids import DataId, Ino
 from fsd.namespace.records import NO_DATA, Inode
 from fsd.protocol.metadata import DirectoryEntry
@@ -77,6 +77,7 @@ class File:
         self.error_count = 0
         self.retry_at = 0.0
         self.losses = 0
+        self.lock_losses = 0  # how often locks on it were lost with a session
         self.flushes_begun = 0
         self.flushes_complete = 0  # the number of the last flush that took everything and succeeded
         self.accounted_bytes = 0  # of `unwritten_bytes`, in the client's total
@@ -228,11 +229,17 @@ class FileHandle:
         self.flags = flags
         self.read_ahead = ReadAhead(read_ahead_bytes)
         self.told_errors = file.error_count
+        self.lock_losses = file.lock_losses
         self.is_open = True
 
     @property
     def ino(self) -> Ino:
         return self.file.ino
+
+    def check_locks(self) -> None:
+        """Raises LockLost once a lock on the file was lost since this handle was opened."""
+        if self.lock_losses != self.file.lock_losses:
+            raise LockLost(f"a lock on inode {self.ino} was lost with its session: open the file again")
 
     def untold_error(self) -> FsError | None:
         """The write-back error that this handle has not been told yet; told now."""

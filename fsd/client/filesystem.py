@@ -16,6 +16,7 @@ from fsd.client.chunks import Chunks
 from fsd.client.contents import Contents
 from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle, FileHandle
+from fsd.client.locks import Locks
 from fsd.client.names import Names
 from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
 from fsd.client.replay import Restored
@@ -79,6 +80,11 @@ class FileSystem:
     @property
     def session_id(self) -> SessionId:
         return self._core.session.id
+
+    @property
+    def locks(self) -> Locks:
+        """fcntl's and flock's locks."""
+        return self._core.locks
 
     @property
     def chunk_size(self) -> int:
@@ -397,6 +403,7 @@ class FileSystem:
             "cached block bytes": self._core.blocks.size_bytes,
             "journal": len(self._core.journal),
             "leases": len(self._core.leases),
+            "locks": len(self._core.locks),
             "cached entries": self._core.tree.entry_count,
             "open files": sum(file.handles > 0 for file in self._core.files.values()),
         }

@@ -23,6 +23,7 @@ from fsd.core.errors import FsError, Retry, SessionEvicted, SessionUnknown, Unre
 from fsd.core.ids import NO_SESSION, Ino, MapEpoch, RequestNumber, SessionId
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Volume
+from fsd.protocol.locks import LockGranted, LockReply, LocksTold, TellLocks
 from fsd.protocol.metadata import (
     ANY_INODE,
     Alive,
@@ -36,6 +37,7 @@ from fsd.protocol.metadata import (
     Executed,
     Grant,
     HeldLease,
+    HeldLock,
     IdRange,
     KeepAlive,
     LeaseMode,
@@ -72,6 +74,20 @@ class Keeper(Protocol):
     """Who holds what lives and dies with the session."""
 
     def held(self) -> tuple[HeldLease, ...]: ...
+
+    def held_locks(self) -> tuple[HeldLock, ...]:
+        """For resuming."""
+        ...
+
+    def locks_resumed(self, locks: tuple[HeldLock, ...] | None) -> None:
+        """No place in a queue is left. `locks`: what the process before this one has locked."""
+        ...
+
+    def lock_answered(self, reply: LockReply | LockGranted) -> None:
+        """Synchronous, in the order of arrival, behind its grants."""
+        ...
+
+    def tell_locks(self, ino: Ino) -> LocksTold: ...
 
     def resumed(self, grants: tuple[Grant, ...]) -> None:
         """Synchronous, in the order of arrival."""
@@ -443,7 +459,9 @@ class Session:
         sent = self._runtime.clock.monotonic()
         try:
             with trio.fail_after(max(self._ttl_s, 1.0) * 3):
-                request = ResumeSession(self.id, self._secret, self._keeper.held(), self._adopting)
+                request = ResumeSession(
+                    self.id, self._secret, self._keeper.held(), self._adopting, self._keeper.held_locks()
+                )
                 reply = (await peer.call(request)).message
         except (SessionEvicted, SessionUnknown) as error:
             await self._lose(str(error))
@@ -454,10 +472,11 @@ class Session:
             raise Unreachable(f"{peer.address} did not resume session {self.id}") from None
         resumed: SessionResumed = reply
         self._counts["resumes"] += 1
-        self._adopting = False
+        adopted, self._adopting = self._adopting, False
         self._ttl_s = resumed.ttl_s
         self._set_clock(resumed.server_time_ns)
         await self._keeper.lost_leases()
+        self._keeper.locks_resumed(resumed.locks if adopted else None)
         self.renewed(sent, resumed.ttl_s)
         self.may_promise = resumed.may_promise
         self._keeper.map_heard(resumed.map_epoch)
@@ -514,6 +533,8 @@ class Session:
             grants: tuple[Grant, ...] = getattr(message, "grants", ())
             if grants:
                 self._keeper.grants(grants)
+            if isinstance(message, (LockReply, LockGranted)):
+                self._keeper.lock_answered(message)
 
     async def handle(self, peer: Peer, message: Any, payload: Buffer) -> Any:
         """The server's requests."""
@@ -521,6 +542,8 @@ class Session:
             if message.session != self.id:
                 raise SessionUnknown(f"this client has session {self.id}, not {message.session}")
             return await self._keeper.recall(message)
+        if isinstance(message, TellLocks) and message.session == self.id:
+            return self._keeper.tell_locks(message.ino)
         if isinstance(message, Evicted) and message.session == self.id:
             await self._lose("the server says so")
         return Done()

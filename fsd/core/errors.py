@@ -143,6 +143,24 @@ class WrongLayout(PosixError):
     number, errno = 23, errno.EIO
 
 
+class LockConflict(PosixError):
+    """Somebody else has a lock that is in the way, and the asker does not wait."""
+
+    number, errno = 24, errno.EAGAIN
+
+
+class Deadlock(PosixError):
+    """Waiting for this lock would never end."""
+
+    number, errno = 25, errno.EDEADLK
+
+
+class NoLocks(PosixError):
+    """One more lock would be too many."""
+
+    number, errno = 26, errno.ENOLCK
+
+
 # --- talking ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +267,12 @@ class WriteLost(FsError):
     """Bytes that a client had taken could not be written and never will be."""
 
     number, errno = 69, errno.EIO
+
+
+class LockLost(FsError):
+    """The session that held a lock was evicted: what this handle does now might not be alone any more."""
+
+    number, errno = 70, errno.EIO
 
 
 # --- set-up -----------------------------------------------------------------------------------------------------------

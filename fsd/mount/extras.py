@@ -19,7 +19,7 @@ from fsd.core.ids import Ino
 from fsd.core.units import MIB
 from fsd.mount.companion import CallerContext, Companion, FileLock
 from fsd.mount.edge import edge
-from fsd.mount.locks import LocalLocks
+from fsd.mount.locks import MountLocks
 from fsd.mount.notify import invalidate_attributes
 from fsd.namespace.records import Inode, InodeFlag
 from fsd.namespace.rules import CAPABILITY, mode_without_privileges
@@ -39,7 +39,7 @@ class Extras:
     def __init__(self, companion: Companion, operations: "Operations") -> None:
         self._companion = companion
         self._operations = operations
-        self._locks = LocalLocks()
+        self._locks = MountLocks(operations)
         self._threads = trio.CapacityLimiter(THREADS)
         self._wrote: dict[int, None] = {}  # handles through which was written
         self._cached: dict[Ino, None] = {}  # inodes whose pages the kernel may have; no more than it has inodes
@@ -51,7 +51,7 @@ class Extras:
     # --- locks: no deadline; they raise nothing but FUSEError ---------------------------------------------------------
 
     async def getlk(self, inode: int, fh: int, owner: int, lock: FileLock, ctx: CallerContext) -> FileLock:
-        return self._locks.test(Ino(inode), owner, lock)
+        return await self._locks.test(Ino(inode), owner, lock)
 
     async def setlk(self, inode: int, fh: int, owner: int, lock: FileLock, wait: bool, ctx: CallerContext) -> None:
         await self._locks.lock_range(Ino(inode), fh, owner, lock, wait)
@@ -59,14 +59,18 @@ class Extras:
     async def flock(self, inode: int, fh: int, owner: int, operation: int, wait: bool, ctx: CallerContext) -> None:
         await self._locks.flock(Ino(inode), fh, owner, operation, wait, ctx.pid)
 
-    def flushing(self, ino: Ino) -> None:
-        """First in `flush`: the process that closes the descriptor loses its range locks of the file."""
-        self._locks.closed(ino, self._companion.current().lock_owner)
+    def lock_owner(self) -> int:
+        """First in `flush`: who closes a descriptor."""
+        return self._companion.current().lock_owner
 
-    def releasing(self, fh: int) -> None:
+    async def flushing(self, ino: Ino, owner: int) -> None:
+        """In `flush`: the process that closes the descriptor loses its range locks of the file."""
+        await self._operations.fs.locks.closed(ino, owner)
+
+    async def releasing(self, fh: int) -> None:
         """In `release`: what was locked through the handle goes with it."""
         self._wrote.pop(fh, None)
-        self._locks.released(fh)
+        await self._operations.fs.locks.released(fh)
 
     # --- space --------------------------------------------------------------------------------------------------------
 

@@ -89,8 +89,10 @@ class Instant:
         return _ATTRIBUTES_OUT.pack(valid, nanos, 0, *self._attributes(inode))
 
     def _flush(self, ino: int, body: bytes) -> Answer:
-        handle = self._operations.file(_FLUSH_IN.unpack_from(body)[0])
-        self._operations.flushing(handle)
+        fh, _, _, owner = _FLUSH_IN.unpack_from(body)
+        handle = self._operations.file(fh)
+        if not self._fs.locks.closed_here(handle.ino, owner):
+            return None
         self._fs.tell_error(handle)
         return 0
 

@@ -375,13 +375,9 @@ class Operations(pyfuse3.Operations):
     @edge
     async def flush(self, fh: FileHandleT) -> None:
         handle = self.file(fh)
-        self.flushing(handle)
-        await self.fs.flush(handle)
-
-    def flushing(self, handle: FileHandle) -> None:
-        """First in `flush`."""
         if self.extras is not None:
-            self.extras.flushing(handle.ino)
+            await self.extras.flushing(handle.ino, self.extras.lock_owner())
+        await self.fs.flush(handle)
 
     @edge
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -390,7 +386,7 @@ class Operations(pyfuse3.Operations):
     @edge
     async def release(self, fh: FileHandleT) -> None:
         if self.extras is not None:
-            self.extras.releasing(fh)
+            await self.extras.releasing(fh)
         await self.fs.release(self._files.pop(fh))
 
     # --- directories --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ Sources: fcntl(2), flock(2), fs/locks.c.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -67,6 +67,12 @@ class Outcome:
     woken: tuple[Ticket, ...] = ()  # others that have their lock now
 
 
+@dataclass(frozen=True, slots=True)
+class Restated:
+    refused: tuple[tuple[LockSpace, LockedRange, Ino], ...]
+    woken: tuple[Ticket, ...]
+
+
 @dataclass(eq=False, slots=True)
 class _Waiter:
     key: tuple[LockSpace, Ino]
@@ -109,6 +115,28 @@ class LockTable:
     def holds(self, space: LockSpace, ino: Ino, owner: Owner) -> bool:
         file = self._files.get((space, ino))
         return file is not None and owner in file.held
+
+    def ranges(self, space: LockSpace, ino: Ino, owner: Owner) -> tuple[LockedRange, ...]:
+        """What one owner holds, by offset."""
+        file = self._files.get((space, ino))
+        return tuple(file.held.get(owner, ())) if file is not None else ()
+
+    def everything(self) -> list[tuple[LockSpace, LockedRange, Ino]]:
+        """Every held range of every file."""
+        return [
+            (space, held, ino)
+            for (space, ino), file in self._files.items()
+            for ranges in file.held.values()
+            for held in ranges
+        ]
+
+    def waiters(self, space: LockSpace, ino: Ino) -> list[LockedRange]:
+        """What is waited for, in the order of arrival."""
+        file = self._files.get((space, ino))
+        return [waiter.wanted for waiter in file.waiters] if file is not None else []
+
+    def is_waiting(self, ticket: Ticket) -> bool:
+        return ticket in self._tickets
 
     def waiting(self, space: LockSpace, ino: Ino) -> list[Ticket]:
         """In the order of arrival."""
@@ -169,12 +197,60 @@ class LockTable:
 
     def drop_owners(self, matches: Callable[[Owner], bool]) -> tuple[Ticket, ...]:
         """Take everything from some owners, locks and places in queues (their session has died)."""
-        for waiter in [waiter for waiter in self._tickets.values() if matches(waiter.wanted.owner)]:
-            self._dequeue(waiter)
-        for file in self._files.values():
-            for owner in [owner for owner in file.held if matches(owner)]:
-                self._put(file, owner, [])
-        return self._settle_all()
+        return self.restate(matches, ()).woken
+
+    def restate(
+        self,
+        matches: Callable[[Owner], bool],
+        stated: Iterable[tuple[LockSpace, LockedRange, Ino]],
+        only: Ino | None = None,
+    ) -> Restated:
+        """These owners now hold exactly what is stated and wait for nothing (in all files, or in `only` one), in one step:
+        nobody gets in between. What conflicts with others is refused: they had it first."""
+        for waiter in list(self._tickets.values()):
+            if matches(waiter.wanted.owner) and only in (None, waiter.key[1]):
+                self._dequeue(waiter)
+        for (_, ino), file in self._files.items():
+            if only in (None, ino):
+                for owner in [owner for owner in file.held if matches(owner)]:
+                    self._put(file, owner, [])
+        refused: list[tuple[LockSpace, LockedRange, Ino]] = []
+        for space, held, ino in stated:
+            file = self._files.setdefault((space, ino), _File())
+            if any(_conflicting(file, held)):
+                refused.append((space, held, ino))
+            else:
+                self._grant(file, held)
+        return Restated(tuple(refused), self._settle_all())
+
+    def take_back(
+        self, space: LockSpace, ino: Ino, owner: Owner, start: int, end: int, before: Iterable[LockedRange]
+    ) -> tuple[Ticket, ...]:
+        """In [start, end) the owner has no more than it had `before` some lock was granted, which it does not want any more."""
+        key = (space, ino)
+        file = self._files.get(key)
+        if file is None or owner not in file.held:
+            return ()
+        self._put(file, owner, _without(file.held[owner], start, end))
+        for held in before:
+            if not any(_conflicting(file, held)):
+                self._grant(file, held)
+        return self._settle(key)
+
+    def record(self, space: LockSpace, ino: Ino, held: LockedRange) -> None:
+        """Note a lock that somebody else has granted: this table is a copy, and does not decide."""
+        self._grant(self._files.setdefault((space, ino), _File()), held)
+
+    def drop_file(self, ino: Ino) -> None:
+        """The inode is gone for good, with whoever could have waited."""
+        for space in LockSpace:
+            file = self._files.get((space, ino))
+            if file is not None:
+                for waiter in list(file.waiters):
+                    self._dequeue(waiter)
+                for owner in list(file.held):
+                    self._put(file, owner, [])
+                del self._files[space, ino]
 
     # --- rules --------------------------------------------------------------------------------------------------------
 

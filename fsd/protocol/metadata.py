@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fsd.core.ids import Ino, LayerId, MapEpoch, RequestNumber, SessionId
+from fsd.namespace.locks import LockKind, LockSpace
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Inode, Volume
 from fsd.wire.codec import wire
@@ -77,6 +78,22 @@ class HeldLease:
     open: bool
 
 
+@wire(250)
+@dataclass(frozen=True, slots=True)
+class HeldLock:
+    """A lock of one owner: the kernel's lock owner (of a process for fcntl, of an open file for flock and OFD locks), taken
+    through the client's file handle `handle`. Bytes [start, end)."""
+
+    ino: Ino
+    space: LockSpace
+    owner: int
+    kind: LockKind
+    start: int
+    end: int
+    pid: int
+    handle: int
+
+
 @wire(204)
 @dataclass(frozen=True, slots=True)
 class ResumeSession:
@@ -84,25 +101,28 @@ class ResumeSession:
 
     Everything the client holds is in `held` (to a server that has not restarted it repeats what that one knows). `adopt`: the
     client's process died and this is another one, which knows only some of it: what the server knows stays, except that
-    handles are those of `held`."""
+    handles are those of `held`. Otherwise the client's locks are exactly `locks`. Places in queues for locks are given up: who
+    still waits asks again."""
 
     session: SessionId
     secret: bytes
     held: tuple[HeldLease, ...]
     adopt: bool = False
+    locks: tuple[HeldLock, ...] = ()
 
 
 @wire(205)
 @dataclass(frozen=True, slots=True)
 class SessionResumed:
     """`grants` are all leases that the session has now, with new serials; what is not in them is gone (if it was adopted:
-    there may be more than are told)."""
+    there may be more than are told). `locks`: those of a session that was adopted."""
 
     ttl_s: float
     server_time_ns: int
     grants: tuple[Grant, ...]
     map_epoch: MapEpoch
     may_promise: bool = False
+    locks: tuple[HeldLock, ...] = ()
 
 
 @wire(206)

@@ -11,7 +11,7 @@ import trio.testing
 from fsd.mount.companion import OFFSET_END, FileLock
 from fsd.mount.companion import dispatch as dispatch_module
 from fsd.mount.companion.dispatch import Dispatcher
-from fsd.mount.locks import LocalLocks
+from tests.companion.local_locks import LocalLocks
 
 
 class FakeRequest:

@@ -26,7 +26,7 @@ companion = companion_module.load()
 import pyfuse3  # noqa: E402  (must come after the companion)
 import trio  # noqa: E402
 
-from fsd.mount.locks import LocalLocks  # noqa: E402
+from tests.companion.local_locks import LocalLocks  # noqa: E402
 
 FALLOC_KEEP, FALLOC_PUNCH, FALLOC_ZERO = 1, 2, 16
 GETFLAGS, DOUBLE = 0x80086601, 0xC0045801
