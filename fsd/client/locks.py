@@ -91,6 +91,7 @@ class Locks:
         self._contended: dict[Ino, float] = {}  # when somebody here last had to wait for somebody here
         self._through: dict[int, dict[tuple[LockSpace, Ino, int], None]] = {}  # handle -> what was locked through it
         self._handles: dict[tuple[LockSpace, Ino, int], int] = {}
+        self._leaving: dict[tuple[LockSpace, Ino, int], trio.Event] = {}  # being unlocked since their handle is closed
 
     # --- what a mount asks --------------------------------------------------------------------------------------------
 
@@ -101,12 +102,13 @@ class Locks:
             lock = _with(lock, start=0, end=RANGE_END)
         if len(self._table) + 2 > MAX_LOCKS:
             raise NoLocks(f"this client has {len(self._table)} locks")
+        while (leaving := self._leaving.get((lock.space, lock.ino, lock.owner))) is not None:
+            await leaving.wait()  # the kernel gives a closed file's owner number to the next one
         while not await self._acquire(lock, wait):
             pass
         at = (lock.space, lock.ino, lock.owner)
         if self._table.holds(*at):
-            self._through.setdefault(lock.handle, {})[at] = None
-            self._handles[at] = lock.handle
+            self._took(lock)
 
     async def _acquire(self, lock: HeldLock, wait: bool) -> bool:
         """False: try again."""
@@ -119,20 +121,23 @@ class Locks:
             await self.hand_over(lock.ino)
         return await self._ask(lock, wait)
 
-    async def release(
-        self, space: LockSpace, ino: Ino, owner: int, start: int = 0, end: int = RANGE_END, *, lazily: bool = False
-    ) -> None:
-        """Unlock [start, end); others may have it on return (`lazily`: some time after)."""
+    async def release(self, space: LockSpace, ino: Ino, owner: int, start: int = 0, end: int = RANGE_END) -> None:
+        """Unlock [start, end); others may have it on return."""
+        done = self._release(space, ino, owner, start, end)
+        if done is not None:
+            await done.wait()
+
+    def _release(self, space: LockSpace, ino: Ino, owner: int, start: int, end: int) -> trio.Event | None:
+        """Unlock, whatever becomes of the caller; None if it is done."""
         if not self._table.holds(space, ino, owner):
-            return
+            return None
         if self.decides(ino):
             self._table.release(space, ino, owner, start, end)
             self._forget(space, ino, owner)
-            return
+            return None
         done = trio.Event()
         self._nursery.start_soon(self._unlock, space, ino, owner, start, end, done)
-        if not lazily:
-            await done.wait()
+        return done
 
     def closed_here(self, ino: Ino, owner: int) -> bool:
         """`closed`, if that needs no waiting."""
@@ -147,10 +152,19 @@ class Locks:
         """A process closed a descriptor of the file: its range locks of the file go."""
         await self.release(LockSpace.POSIX, ino, owner)
 
-    async def released(self, handle: int) -> None:
+    def released(self, handle: int) -> None:
         """The last descriptor of an open file was closed: what was locked through it goes, some time soon."""
-        for space, ino, owner in self._through.pop(handle, {}):
-            await self.release(space, ino, owner, lazily=True)
+        for at in list(self._through.get(handle, {})):
+            done = self._release(*at, 0, RANGE_END)
+            if done is not None:
+                self._leave(at)
+                self._leaving[at] = done
+                self._nursery.start_soon(self._left, at, done)
+
+    async def _left(self, at: tuple[LockSpace, Ino, int], done: trio.Event) -> None:
+        await done.wait()
+        if self._leaving.get(at) is done:
+            del self._leaving[at]
 
     async def test(self, lock: HeldLock) -> HeldLock | None:
         """The first lock that is in the way of this one."""
@@ -324,7 +338,7 @@ class Locks:
     def _granted(self, asked: _Asked) -> None:
         asked.granted = True
         self._table.record(asked.lock.space, asked.lock.ino, _range(asked.lock))
-        self._handles[asked.lock.space, asked.lock.ino, asked.lock.owner] = asked.lock.handle
+        self._took(asked.lock)
 
     def tell(self, ino: Ino) -> LocksTold:
         """For an administrator."""
@@ -338,10 +352,8 @@ class Locks:
     def adopt(self, locks: Iterable[HeldLock]) -> None:
         """What a process before us has locked, as the server says."""
         for lock in locks:
-            at = (lock.space, lock.ino, lock.owner)
             self._table.record(lock.space, lock.ino, _range(lock))
-            self._through.setdefault(lock.handle, {})[at] = None
-            self._handles[at] = lock.handle
+            self._took(lock)
 
     def ask_again(self) -> None:
         """The session goes on, or there is a new one: places in queues are gone."""
@@ -381,13 +393,23 @@ class Locks:
     def __len__(self) -> int:
         return len(self._table)
 
+    def _took(self, lock: HeldLock) -> None:
+        """The lock goes with the handle through which its owner last took one of the file."""
+        at = (lock.space, lock.ino, lock.owner)
+        self._leave(at)
+        self._through.setdefault(lock.handle, {})[at] = None
+        self._handles[at] = lock.handle
+
+    def _leave(self, at: tuple[LockSpace, Ino, int]) -> None:
+        handle = self._handles.pop(at, None)
+        if handle is not None and handle in self._through:
+            self._through[handle].pop(at, None)
+            if not self._through[handle]:
+                del self._through[handle]
+
     def _forget(self, space: LockSpace, ino: Ino, owner: int) -> None:
         if not self._table.holds(space, ino, owner):
-            handle = self._handles.pop((space, ino, owner), None)
-            if handle is not None and handle in self._through:
-                self._through[handle].pop((space, ino, owner), None)
-                if not self._through[handle]:
-                    del self._through[handle]
+            self._leave((space, ino, owner))
 
     def _of_inode(self, ino: Ino) -> tuple[HeldLock, ...]:
         return tuple(self._told(ino, space, held) for space in LockSpace for held in self._table.held(space, ino))

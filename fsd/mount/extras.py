@@ -67,10 +67,10 @@ class Extras:
         """In `flush`: the process that closes the descriptor loses its range locks of the file."""
         await self._operations.fs.locks.closed(ino, owner)
 
-    async def releasing(self, fh: int) -> None:
-        """In `release`: what was locked through the handle goes with it."""
+    def releasing(self, fh: int) -> None:
+        """First in `release`: what was locked through the handle goes with it."""
         self._wrote.pop(fh, None)
-        await self._operations.fs.locks.released(fh)
+        self._operations.fs.locks.released(fh)
 
     # --- space --------------------------------------------------------------------------------------------------------
 

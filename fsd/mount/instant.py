@@ -17,6 +17,7 @@ from fsd.client.filesystem import FileSystem
 from fsd.client.tree import ABSENT
 from fsd.core.errors import FsError
 from fsd.core.ids import Ino
+from fsd.core.units import NAME_MAX
 from fsd.mount.attributes import PREFERRED_IO, blocks_of
 from fsd.mount.companion import Opcode
 from fsd.mount.operations import Operations
@@ -68,7 +69,7 @@ class Instant:
 
     def _lookup(self, parent: int, body: bytes) -> Answer:
         name = body[:-1]
-        if self._operations.is_gone(parent) or name in (b".", b".."):
+        if self._operations.is_gone(parent) or name in (b".", b"..") or len(name) > NAME_MAX:
             return None
         child = self._fs.known_entry(Ino(parent), name)
         if child is None:

@@ -386,7 +386,7 @@ class Operations(pyfuse3.Operations):
     @edge
     async def release(self, fh: FileHandleT) -> None:
         if self.extras is not None:
-            await self.extras.releasing(fh)
+            self.extras.releasing(fh)
         await self.fs.release(self._files.pop(fh))
 
     # --- directories --------------------------------------------------------------------------------------------------

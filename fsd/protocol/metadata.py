@@ -81,8 +81,8 @@ class HeldLease:
 @wire(250)
 @dataclass(frozen=True, slots=True)
 class HeldLock:
-    """A lock of one owner: the kernel's lock owner (of a process for fcntl, of an open file for flock and OFD locks), taken
-    through the client's file handle `handle`. Bytes [start, end)."""
+    """A lock of one owner: for fcntl the kernel's lock owner (of a process, or of an open file for OFD locks), for flock the
+    client's file handle; taken through the file handle `handle`. Bytes [start, end)."""
 
     ino: Ino
     space: LockSpace

@@ -163,7 +163,7 @@ async def test_closing_gives_locks_up(autojump_clock):
         await one.locks.closed(ino, 1)
         await two.locks.acquire(lock(ino, 2), wait=False)
         await refused(two, lock(ino, 2, space=FLOCK))
-        await one.locks.released(5)
+        one.locks.released(5)
         with trio.fail_after(5):
             await two.locks.acquire(lock(ino, 2, space=FLOCK), wait=True)
 
@@ -281,9 +281,29 @@ async def test_locks_of_a_removed_file_leave_nothing_behind(autojump_clock):
             inode, handle = await one.create(ROOT, 1, name, 0o600, os.O_RDWR)
             await one.locks.acquire(lock(inode.ino, 1, space=FLOCK), wait=False)
             await one.unlink(ROOT, 1, name)
-            await one.locks.released(1)
+            one.locks.released(1)
             await one.release(handle)
         await one.sync()
         await trio.sleep(3)
         assert one.statistics()["locks"] == 0
         assert (await two.statfs()).total_inodes
+
+
+async def test_an_owner_number_that_comes_again_is_another_owner(autojump_clock):
+    """The kernel names an open file by its address, which the next one may have before we hear that the first is closed."""
+    async with cluster(0) as c, c.mount() as one, c.mount() as two:
+        ino = await shared(one, b"f")
+        await two.locks.acquire(lock(ino, 9, READ, 5, 6), wait=False)  # so that the server decides
+        first, second = lock(ino, 1, WRITE, 0, 1), HeldLock(ino, POSIX, 1, WRITE, 0, 1, 1, 2)
+        await one.locks.acquire(first, wait=False)
+        one.locks.released(1)
+        await one.locks.acquire(second, wait=False)
+        await trio.sleep(1)
+        await refused(two, lock(ino, 1, WRITE, 0, 1))
+        await one.locks.acquire(HeldLock(ino, POSIX, 1, WRITE, 0, 1, 1, 3), wait=False)
+        one.locks.released(2)  # heard of too late: the owner is that of handle 3 by now
+        await trio.sleep(1)
+        await refused(two, lock(ino, 1, WRITE, 0, 1))
+        one.locks.released(3)
+        await trio.sleep(1)
+        await two.locks.acquire(lock(ino, 1, WRITE, 0, 1), wait=False)
