@@ -59,8 +59,8 @@ class MountLocks:
         await self._acquire(HeldLock(ino, LockSpace.POSIX, owner, kind, lock.start, lock.end, lock.pid, fh), wait)
 
     async def flock(self, ino: Ino, fh: int, owner: int, operation: int, wait: bool, pid: int) -> None:
-        """LOCK_SH, LOCK_EX or LOCK_UN. Raises FUSEError(EAGAIN, ENOLCK). The handle is the owner: the kernel's number is free for
-        another file as soon as the last descriptor is closed, which is before we hear of it."""
+        """LOCK_SH, LOCK_EX or LOCK_UN. Raises FUSEError(EAGAIN, ENOLCK). The handle is the owner: the kernel's number is free
+        for another file as soon as the last descriptor is closed, which is before we hear of it."""
         if operation == fcntl.LOCK_UN:
             await self._locks.release(LockSpace.FLOCK, ino, fh)
             return
