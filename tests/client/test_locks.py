@@ -11,6 +11,7 @@ from fsd.namespace.locks import RANGE_END, LockKind, LockSpace
 from fsd.protocol.locks import EvictSession, InspectLocks
 from fsd.protocol.metadata import HeldLock
 from tests.client.cluster import METADATA, ROOT, cluster, put
+from tests.fakes import MemoryState
 
 READ, WRITE = LockKind.READ, LockKind.WRITE
 POSIX, FLOCK = LockSpace.POSIX, LockSpace.FLOCK
@@ -307,3 +308,26 @@ async def test_an_owner_number_that_comes_again_is_another_owner(autojump_clock)
         one.locks.released(3)
         await trio.sleep(1)
         await two.locks.acquire(lock(ino, 1, WRITE, 0, 1), wait=False)
+
+
+async def test_locks_outlive_the_process_of_their_client(autojump_clock):
+    """With a state directory: killed, and another process goes on with the session."""
+    state = MemoryState()
+    async with cluster(0) as c, c.mount() as other:
+        async with c.process(state) as fs:
+            ino = await shared(fs, b"f")
+            await fs.locks.acquire(lock(ino, 1, WRITE, 0, 5), wait=False)
+            await fs.locks.acquire(lock(ino, 2, READ, 7, 9), wait=False)
+            assert fs.statistics().get("locks decided here", 0) == 0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: fs.locks.acquire(lock(ino, 3, WRITE, 0, 5), wait=True))
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+        async with c.process(state) as fs:
+            assert fs.resumed
+            await refused(other, lock(ino, 1, WRITE, 4, 5))
+            assert (await fs.locks.test(lock(ino, 9, WRITE, 7, 9))).pid == 1002
+            fs.locks.released(2)
+            await fs.locks.closed(ino, 1)
+            await trio.sleep(1)
+            await other.locks.acquire(lock(ino, 1), wait=False)
