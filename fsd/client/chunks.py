@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -17,7 +18,17 @@ from fsd.client.session import Session
 from fsd.core.checksum import block_checksums
 from fsd.core.errors import BadChecksum, CorruptData, FsError, Retry, SessionEvicted, SessionUnknown
 from fsd.core.ids import ChunkId, DataId, PgId, PoolId, RequestNumber, SessionId
-from fsd.protocol.chunk import ChunkData, DataChunks, ListData, ReadChunk, TruncateChunk, Where, WriteChunk
+from fsd.protocol.chunk import (
+    ApplyFlush,
+    ChunkData,
+    DataChunks,
+    FlushId,
+    ListData,
+    ReadChunk,
+    TruncateChunk,
+    Where,
+    WriteChunk,
+)
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import Reply
 from fsd.rpc.retry import pause_s
@@ -30,6 +41,7 @@ ATTEMPT_S = 5.0  # then the same request is sent again: its answer may be lost w
 CORRUPT_ATTEMPTS = 4
 REFRESH_S = 1.0
 MAX_REQUESTS = 64
+MAX_COMMITTED = 65_536  # chunks of which is remembered that a flush prepared in them is committed
 LIST_PAGE = 1024
 NUMBERS_OF_A_PROCESS = 1 << 40
 
@@ -46,6 +58,13 @@ def first_number(incarnation: int) -> int:
     chunk's record and it is taken for applied (R11); (3) if it arrives before, the new one overwrites it; (4) the lease does
     not leave before the new one is answered."""
     return incarnation * NUMBERS_OF_A_PROCESS + 1
+
+
+class _Committed(NamedTuple):
+    """A flush that was prepared in a chunk and is committed; `applied` is called when the chunk has surely applied it."""
+
+    flush: FlushId
+    applied: Callable[[], object]
 
 
 class Chunks:
@@ -67,6 +86,7 @@ class Chunks:
         self._counts = counts
         self._numbers = itertools.count(first_number(incarnation))
         self._room = trio.CapacityLimiter(MAX_REQUESTS)
+        self._committed: dict[ChunkId, _Committed] = {}
 
     async def read(self, data: DataId, index: int, offset: int, length: int) -> memoryview:
         """[offset, offset + length) of a chunk, shorter where the chunk ends; `offset` is a multiple of BLOCK_SIZE.
@@ -75,9 +95,14 @@ class Chunks:
         chunk = ChunkId(data, index)
         self._counts["ReadChunk"] += 1
         for attempt in itertools.count(1):
+            known = self._committed.get(chunk)
+            number = known.flush.number if known is not None else 0
             reply = await self._until_answered(
-                chunk, lambda where: ReadChunk(where, self._session.id, chunk, offset, length), b""
+                chunk,
+                lambda where, number=number: ReadChunk(where, self._session.id, chunk, offset, length, number),
+                b"",
             )
+            self._is_applied(chunk, known)
             answer: ChunkData = reply.message
             if self.verify(answer, reply.payload):
                 return memoryview(reply.payload)[:length]
@@ -90,8 +115,41 @@ class Chunks:
         """Whether the bytes are those that the server stored."""
         return answer.checksums == block_checksums(payload)
 
-    async def write(self, session: SessionId, chunk: ChunkId, extents: Sequence[tuple[int, Buffer]]) -> None:
-        """All (chunk offset, bytes), ascending and apart, or none; durable on return. Raises NoSpace, SessionEvicted."""
+    # --- flushes in two phases ----------------------------------------------------------------------------------------
+
+    def new_flush_number(self) -> int:
+        """Of this client's own, like those of requests."""
+        return next(self._numbers)
+
+    def is_committed(self, chunk: ChunkId, flush: FlushId, applied: Callable[[], object]) -> None:
+        """What `flush` prepared in the chunk counts: to be said with the next request for it."""
+        self._committed.pop(chunk, None)
+        self._committed[chunk] = _Committed(flush, applied)
+        if len(self._committed) > MAX_COMMITTED:
+            del self._committed[next(iter(self._committed))]  # the server asks then
+
+    def _is_applied(self, chunk: ChunkId, known: "_Committed | None") -> None:
+        if known is not None:
+            known.applied()
+            if self._committed.get(chunk) is known:
+                del self._committed[chunk]
+
+    async def apply(self, session: SessionId, chunk: ChunkId, flush: FlushId) -> None:
+        """The flush is committed; the chunk has applied it durably on return. Raises SessionEvicted."""
+        known = self._committed.get(chunk)
+        self._counts["ApplyFlush"] += 1
+        await self._change(session, chunk, lambda where: ApplyFlush(where, session, chunk, flush), b"")
+        self._is_applied(chunk, known if known is not None and known.flush == flush else None)
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def write(
+        self, session: SessionId, chunk: ChunkId, extents: Sequence[tuple[int, Buffer]], flush: FlushId | None = None
+    ) -> None:
+        """All (chunk offset, bytes), ascending and apart, or none; durable on return. `flush`: prepared for that one, not
+        shown. Raises NoSpace, SessionEvicted."""
+        known = self._committed.get(chunk)
+        committed = known.flush.number if known is not None and known.flush.session == session else 0
         number = RequestNumber(next(self._numbers))
         checksums = tuple(itertools.chain.from_iterable(block_checksums(data, offset) for offset, data in extents))
         self._counts["WriteChunk"] += 1
@@ -101,8 +159,12 @@ class Chunks:
             ranges = tuple([(start, len(part)) for start, part in extents])
             data = b"".join([part for _, part in extents])
         await self._change(
-            session, chunk, lambda where: WriteChunk(where, session, number, chunk, offset, checksums, ranges), data
+            session,
+            chunk,
+            lambda where: WriteChunk(where, session, number, chunk, offset, checksums, ranges, flush, committed),
+            data,
         )
+        self._is_applied(chunk, known)
 
     async def truncate(self, session: SessionId, chunk: ChunkId, length: int) -> None:
         """Durable on return. Raises SessionEvicted."""

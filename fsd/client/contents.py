@@ -19,6 +19,7 @@ from fsd.client.calls import CALL
 from fsd.client.chunks import Chunks
 from fsd.client.core import Core
 from fsd.client.file import Content, File, FileHandle, Times, content_of
+from fsd.client.flushes import MAX_PREPARED
 from fsd.client.options import Caller
 from fsd.client.session import SessionReplaced
 from fsd.client.storing import Storing
@@ -359,7 +360,7 @@ class Contents(Storing):
         """One round: take, write, commit. The flush lock is held."""
         session = self._core.session.id
         losses, errors = file.losses, file.error_count
-        file.take(TAKE_BYTES)
+        file.take(TAKE_BYTES, MAX_PREPARED)
         file.flushes_begun += 1
         number = 0 if file.dirty else file.flushes_begun
         file.dirty_since = self._core.runtime.clock.monotonic()
@@ -473,7 +474,7 @@ class Contents(Storing):
     def _truncated(self, file: File, before: Content, inode: Inode) -> None:
         file.cut(inode.size)  # only now: readers meanwhile would have seen what the server still had
         inline = before.inline[: inode.size].ljust(inode.size, b"\0") if inode.data == NO_DATA else b""
-        file.content = Content(inode.data, inline, inode.size, inode.trim_end)
+        file.content = Content(inode.data, inline, inode.size, inode.trim_end, inode.flushes)
         file.size = max(inode.size, file.dirty.end)
         file.changes += 1
         self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)

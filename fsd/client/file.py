@@ -17,7 +17,7 @@ from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.writeback import DirtyMap
 from fsd.core.errors import FsError, LockLost
 from fsd.core.ids import DataId, Ino
-from fsd.namespace.records import NO_DATA, Inode
+from fsd.namespace.records import NO_DATA, FlushRecord, Inode
 from fsd.protocol.metadata import DirectoryEntry
 
 TIME_OWED_S = 1.0  # at most this long the time of synced bytes is left to a later flush
@@ -31,6 +31,7 @@ class Content:
     inline: bytes
     size: int
     trim_end: int
+    flushes: tuple[FlushRecord, ...] = ()
 
     @property
     def is_inline(self) -> bool:
@@ -41,7 +42,7 @@ def content_of(inode: Inode) -> Content | None:
     """None if the answer left the inline bytes out."""
     if inode.data == NO_DATA and inode.inline is None and inode.size:
         return None
-    return Content(inode.data, inode.inline or b"", inode.size, inode.trim_end)
+    return Content(inode.data, inode.inline or b"", inode.size, inode.trim_end, inode.flushes)
 
 
 class Times(NamedTuple):
@@ -80,6 +81,8 @@ class File:
         self.lock_losses = 0  # how often locks on it were lost with a session
         self.flushes_begun = 0
         self.flushes_complete = 0  # the number of the last flush that took everything and succeeded
+        self.unapplied: dict[tuple[int, int], set[int]] = {}  # (session, number) of flushes in two phases -> chunks
+        self.is_applying = False
         self.accounted_bytes = 0  # of `unwritten_bytes`, in the client's total
 
     def keep_log(self, log: Unlogged) -> None:
@@ -125,6 +128,7 @@ class File:
     def unload(self) -> None:
         """The lease is gone."""
         self.content = None
+        self.unapplied.clear()
         self.mtime_ns = self.times = self.time_owed_since = None
         self.changes += 1
 
@@ -163,9 +167,9 @@ class File:
         self.touched = True
         self._log.written(self, offset, data, time_ns)
 
-    def take(self, limit_bytes: int) -> None:
+    def take(self, limit_bytes: int, limit_chunks: int) -> None:
         """A flush begins: dirty bytes, lowest first, are on their way."""
-        self.flushing = self.dirty.take(limit_bytes)
+        self.flushing = self.dirty.take(limit_bytes, limit_chunks)
         self.touched = bool(self.dirty)
         self._log.taken(self)
 

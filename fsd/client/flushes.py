@@ -12,6 +12,7 @@ the commit. Most flushes (appends, new files, a page of a database in place) so 
 """
 
 from fsd.client.writeback import DirtyMap
+from fsd.protocol.chunk import MAX_EXTENTS
 
 MAX_PREPARED = 256  # chunks in one flush: its record lies in the inode until all of them have applied it
 
@@ -21,6 +22,14 @@ def overwritten(pieces: DirtyMap, committed_size: int) -> list[int]:
     return [chunk for chunk in pieces.chunks() if pieces.extents(chunk)[0].file_offset < committed_size]
 
 
-def to_prepare(visible: list[int], *, resizes: bool) -> list[int]:
-    """Which of the overwritten chunks must be prepared for the flush to be all or nothing."""
-    return visible if len(visible) + resizes > 1 else []
+def to_prepare(visible: list[int], *, resizes: bool, in_pieces: bool = False) -> list[int]:
+    """Which of the overwritten chunks must be prepared for the flush to be all or nothing. `in_pieces`: one of them takes
+    more than one request."""
+    return visible if len(visible) + resizes + in_pieces > 1 else []
+
+
+def chunks_to_prepare(pieces: DirtyMap, committed_size: int, size: int) -> list[int]:
+    """Of a flush that brings the file from one size to another."""
+    visible = overwritten(pieces, committed_size)
+    in_pieces = any(len(pieces.extents(chunk)) > MAX_EXTENTS for chunk in visible)
+    return to_prepare(visible, resizes=size != committed_size, in_pieces=in_pieces)

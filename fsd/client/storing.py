@@ -1,8 +1,9 @@
 """Carrying a file's bytes to the servers: inline or to the chunks, then the commit; clearing what lies behind the end.
 
     up to the volume's inline limit: WriteInline
-    else chunks: all at once, in order within each; when all are durable, CommitSize (I17); an inline file moves out
+    else chunks: all at once, each in one request; when all are durable, CommitSize (I17); an inline file moves out
     under a new data id, in the same commit
+    overwrites with more than one visible part: in two phases (`fsd.client.flushes`, `fsd.client.applying`)
 
 What lies behind the committed size in the chunks may be garbage (a cut, or bytes whose commit never came). Whoever makes
 the file longer clears what it does not overwrite: `clear_behind`.
@@ -12,16 +13,18 @@ import dataclasses
 
 import trio
 
+from fsd.client.applying import Applying
 from fsd.client.chunks import Chunks
 from fsd.client.core import Core
 from fsd.client.file import Content, File, Times
+from fsd.client.flushes import chunks_to_prepare
 from fsd.client.session import SessionReplaced
 from fsd.client.writeback import DirtyMap
 from fsd.core.errors import FsError, WriteLost
 from fsd.core.ids import ChunkId, DataId, Ino, SessionId
 from fsd.namespace.operations import CommitSize, SetAttributes, TrimDone, Truncate, WriteInline
-from fsd.namespace.records import NO_DATA, Inode
-from fsd.protocol.chunk import MAX_EXTENTS
+from fsd.namespace.records import NO_DATA, FlushRecord, Inode
+from fsd.protocol.chunk import MAX_EXTENTS, FlushId
 
 MAX_CUT_BLINDLY = 1024  # chunks that are cut without asking first which of them there are
 MAX_GAP_CHUNKS = 256  # chunks in a hole that are cleared before a file grows over them
@@ -33,6 +36,7 @@ class Storing:
     def __init__(self, core: Core, chunks: Chunks) -> None:
         self._core = core
         self._chunks = chunks
+        self._applying = Applying(core, chunks)
 
     async def _store(
         self, file: File, size: int, mtime_ns: int, session: SessionId, *, time_may_wait: bool = False
@@ -82,26 +86,51 @@ class Storing:
             data, pieces = content.data, file.flushing
             content = await self.clear_behind(file, content, size, pieces, session)
         in_place = data == content.data and size == content.size
-        if in_place and time_may_wait and len(pieces.chunks()) == 1:
+        prepared = chunks_to_prepare(pieces, content.size, size) if data == content.data else []
+        flushes = content.flushes
+        if prepared:
+            flushes = await self._store_in_two_phases(file, content, size, pieces, prepared, mtime_ns, session)
+        elif in_place and time_may_wait:
             await self._write_chunks(data, pieces, session)
             file.owe_time(self._core.runtime.clock.monotonic())
         elif in_place:
-            await self._write_beside_commit(file, content, pieces, mtime_ns, session)
+            flushes = (await self._write_beside_commit(file, content, pieces, mtime_ns, session)).flushes
         else:
             await self._write_chunks(data, pieces, session)
-            await self.commit_size(file, content, size, mtime_ns, data, session)
-        return Content(data, b"", size, content.trim_end if content.trim_end > size else 0)
+            flushes = (await self.commit_size(file, content, size, mtime_ns, data, session)).flushes
+        return Content(data, b"", size, content.trim_end if content.trim_end > size else 0, flushes)
+
+    async def _store_in_two_phases(
+        self,
+        file: File,
+        content: Content,
+        size: int,
+        pieces: DirtyMap,
+        prepared: list[int],
+        mtime_ns: int,
+        session: SessionId,
+    ) -> tuple[FlushRecord, ...]:
+        """The flush has several parts that could be seen one by one: they are prepared first, and the commit shows all."""
+        await self._applying.make_room(file, content, session)
+        flush = FlushId(self._core.volume.layer, file.ino, session, self._chunks.new_flush_number())
+        await self._write_chunks(content.data, pieces, session, flush, frozenset(prepared))
+        record = FlushRecord(session, flush.number, tuple(prepared))
+        inode = await self.commit_size(file, content, size, mtime_ns, content.data, session, record)
+        self._core.counts["flushes in two phases"] += 1
+        self._applying.committed(file, content, flush, prepared)
+        return inode.flushes
 
     async def _write_beside_commit(
         self, file: File, content: Content, pieces: DirtyMap, mtime_ns: int, session: SessionId
-    ) -> None:
+    ) -> Inode:
         """The size stays, so the commit brings no byte to light (I17) and goes along with the bytes: an overwrite that is
         synced waits for one server less. The bytes' error is the one that counts."""
         errors: list[FsError | SessionReplaced] = []
+        inodes: list[Inode] = []
 
         async def commit() -> None:
             try:
-                await self.commit_size(file, content, content.size, mtime_ns, content.data, session)
+                inodes.append(await self.commit_size(file, content, content.size, mtime_ns, content.data, session))
             except (FsError, SessionReplaced) as error:
                 errors.append(error)
 
@@ -113,37 +142,57 @@ class Storing:
                 errors.insert(0, error)
         if errors:
             raise errors[0]
+        return inodes[0]
 
     async def commit_size(
-        self, file: File, content: Content, size: int, mtime_ns: int, data: DataId, session: SessionId
-    ) -> None:
-        """I17: only now, when all bytes below `size` are durable."""
+        self,
+        file: File,
+        content: Content,
+        size: int,
+        mtime_ns: int,
+        data: DataId,
+        session: SessionId,
+        flush: FlushRecord | None = None,
+    ) -> Inode:
+        """I17: only now, when all bytes below `size` are durable. `flush`: and shown from now on."""
         cached = self._core.tree.inode(file.ino)
         time_ns = max(mtime_ns, cached.ctime_ns if cached is not None else 0)
         new_data = data if content.is_inline else NO_DATA
         layer = self._core.volume.layer
-        await self._commit(file, CommitSize(layer, time_ns, 0, 0, file.ino, size, mtime_ns, new_data), session)
+        applied = self._applying.applied(file, content)
+        operation = CommitSize(layer, time_ns, 0, 0, file.ino, size, mtime_ns, new_data, flush, applied)
+        inode = await self._commit(file, operation, session)
         file.time_owed_since = None
+        for key in applied:
+            file.unapplied.pop(key, None)
+        return inode
 
     async def _commit(
         self, file: File, operation: WriteInline | CommitSize | TrimDone | Truncate | SetAttributes, session: SessionId
     ) -> Inode:
         return await self._core.commit(file.ino, operation, session)
 
-    async def _write_chunks(self, data: DataId, pieces: DirtyMap, session: SessionId) -> None:
-        """All chunks at once; the first error ends the others."""
+    async def _write_chunks(
+        self,
+        data: DataId,
+        pieces: DirtyMap,
+        session: SessionId,
+        flush: FlushId | None = None,
+        prepared: frozenset[int] = frozenset(),
+    ) -> None:
+        """All chunks at once, those in `prepared` only prepared. An error of one does not end the others: nothing of a flush
+        may still be on its way when the lease is given back."""
         chunks = pieces.chunks()
         if len(chunks) == 1:
-            await self._write_chunk(ChunkId(data, chunks[0]), pieces, session)
+            await self._write_chunk(ChunkId(data, chunks[0]), pieces, session, flush if prepared else None)
             return
         errors: list[FsError] = []
 
         async def write(chunk: int) -> None:
             try:
-                await self._write_chunk(ChunkId(data, chunk), pieces, session)
+                await self._write_chunk(ChunkId(data, chunk), pieces, session, flush if chunk in prepared else None)
             except FsError as error:
                 errors.append(error)
-                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             for chunk in chunks:
@@ -151,12 +200,12 @@ class Storing:
         if errors:
             raise errors[0]
 
-    async def _write_chunk(self, chunk: ChunkId, pieces: DirtyMap, session: SessionId) -> None:
+    async def _write_chunk(self, chunk: ChunkId, pieces: DirtyMap, session: SessionId, flush: FlushId | None) -> None:
         """All of a chunk in one request, which is carried out whole or not at all."""
         base = chunk.index * self._core.chunk_size
         extents = [(extent.file_offset - base, memoryview(extent.data)) for extent in pieces.extents(chunk.index)]
         for first in range(0, len(extents), MAX_EXTENTS):
-            await self._chunks.write(session, chunk, extents[first : first + MAX_EXTENTS])
+            await self._chunks.write(session, chunk, extents[first : first + MAX_EXTENTS], flush)
 
     async def clear_behind(
         self, file: File, content: Content, size: int, pieces: DirtyMap, session: SessionId

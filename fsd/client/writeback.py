@@ -134,11 +134,11 @@ class DirtyMap:
             else:
                 del self._chunks[chunk]
 
-    def take(self, limit_bytes: int) -> "DirtyMap":
-        """Take out whole chunks' extents, lowest first, until `limit_bytes` are reached (at least one chunk)."""
+    def take(self, limit_bytes: int, limit_chunks: int = 1 << 30) -> "DirtyMap":
+        """Take out whole chunks' extents, lowest first, until one of the limits is reached (at least one chunk)."""
         taken = DirtyMap(self.chunk_size)
         for chunk in self.chunks():
-            if taken and taken.size_bytes >= limit_bytes:
+            if taken and (taken.size_bytes >= limit_bytes or len(taken._chunks) >= limit_chunks):
                 break
             extents = self._chunks.pop(chunk)
             taken._chunks[chunk] = extents

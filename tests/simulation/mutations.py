@@ -227,8 +227,8 @@ def trust_the_lease_for_ever() -> list[Patch]:
 def lose_the_end_of_a_flush() -> list[Patch]:
     take = fsd.client.writeback.DirtyMap.take
 
-    def taken(self: Any, limit: int) -> Any:
-        result = take(self, limit)
+    def taken(self: Any, *limits: int) -> Any:
+        result = take(self, *limits)
         extents = list(result.all_extents())
         if len(extents) > 1:
             last = extents[-1]
@@ -246,12 +246,12 @@ def commit_the_size_before_the_bytes() -> list[Patch]:
     contents = fsd.client.contents.Contents
     write = contents._write_chunks
 
-    async def later(self: Any, data: Any, pieces: Any, session: Any) -> None:
-        self._core.nursery.start_soon(quietly, self, data, pieces, session)
+    async def later(self: Any, *arguments: Any) -> None:
+        self._core.nursery.start_soon(quietly, self, *arguments)
 
-    async def quietly(self: Any, data: Any, pieces: Any, session: Any) -> None:
+    async def quietly(self: Any, *arguments: Any) -> None:
         with suppress(fsd.client.contents.FsError):
-            await write(self, data, pieces, session)
+            await write(self, *arguments)
 
     return [(contents, "_write_chunks", later)]
 
