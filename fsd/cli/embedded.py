@@ -12,11 +12,13 @@ import json
 import os
 import socket
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fsd.cli import processes
 from fsd.cli.processes import Process, Registry
 from fsd.core.errors import Busy, ConfigurationError
+from fsd.mount import mountinfo, serving
+from fsd.mount.serving import Serving
 from fsd.runtime.process import start_time
 
 HOST = "127.0.0.1"
@@ -105,11 +107,18 @@ class EmbeddedCluster:
     def processes(self) -> list[Process]:
         """All that were started and not stopped, dead ones too; servers first."""
         order = {"metadata": 0, "chunkserver": 1, "mount": 2}
-        return sorted(self.registry.all(), key=lambda p: (order.get(p.role, 3), p.name))
+        return sorted(map(_with_supervisor, self.registry.all()), key=lambda p: (order.get(p.role, 3), p.name))
+
+    def shown(self) -> list[Process]:
+        """As `processes`, but a mount is its daemon, which may be killed; beside it is its supervisor, which starts others."""
+        return [row for process in self.processes() for row in _with_daemon(process)]
 
     def alive(self, name: str) -> Process | None:
         process = self.registry.read(name)
-        return process if process is not None and process.alive else None
+        if process is None:
+            return None
+        process = _with_supervisor(process)
+        return process if process.alive else None
 
     # --- up -----------------------------------------------------------------------------------------------------------
 
@@ -202,7 +211,7 @@ class EmbeddedCluster:
         """Mounts, then chunkservers, then the metadata server; the lines to tell about what did not go well."""
         complaints: list[str] = []
         for role in ("mount", "chunkserver", "metadata"):
-            stopping = [process for process in self.registry.all() if process.role == role]
+            stopping = [process for process in self.processes() if process.role == role]
             for process in stopping:
                 processes.send(process, 15)
             for process in stopping:
@@ -223,6 +232,28 @@ def _with_node(process: Process, node: int) -> Process:
         node,
         process.mountpoint,
     )
+
+
+def _with_supervisor(process: Process) -> Process:
+    """A mount's process as it is now: its supervisor may have been killed, and another one have taken over."""
+    told = None if process.alive else _serving(process)
+    if told is None:
+        return process
+    return replace(process, pid=told.supervisor.pid, started=told.supervisor.started)
+
+
+def _with_daemon(process: Process) -> list[Process]:
+    told = _serving(process)
+    if told is None or told.daemon is None:
+        return [process]
+    daemon = replace(process, pid=told.daemon.pid, started=told.daemon.started)
+    return [daemon, replace(process, role="supervisor")]
+
+
+def _serving(process: Process) -> Serving | None:
+    """Who serves the mount that `process` was started for."""
+    mount = mountinfo.mounted_at(process.mountpoint) if process.mountpoint is not None else None
+    return serving.of(mount) if mount is not None and mount.source == process.address else None
 
 
 def _mount_name(mountpoint: str) -> str:

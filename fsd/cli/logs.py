@@ -21,11 +21,15 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _JOURNAL_FORMAT = "%(name)s: %(message)s"
 
 
-def set_up(file: str | None, level: str) -> None:
-    """For the rest of the process."""
+def set_up(file: str | None, level: str, *, rotates: bool = True) -> None:
+    """For the rest of the process. Of several processes with one file only one `rotates` it."""
+    handler: logging.Handler
     if file:
         os.makedirs(os.path.dirname(file), exist_ok=True)
-        handler: logging.Handler = logging.handlers.RotatingFileHandler(file, maxBytes=16 * MIB, backupCount=3)
+        if rotates:
+            handler = logging.handlers.RotatingFileHandler(file, maxBytes=16 * MIB, backupCount=3)
+        else:
+            handler = logging.handlers.WatchedFileHandler(file)
     else:
         handler = logging.StreamHandler()
     handler.setFormatter(JournalFormatter() if not file and stderr_is_the_journal() else logging.Formatter(_FORMAT))

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "mount": "mount a volume",
     "plugin": "run Docker's volume plugin",
     "umount": "unmount it, everything written back",
+    "upgrade": "hand a mount over to a daemon of the fsd installed now",
     "status": "health, nodes, placement groups, sessions, volumes",
     "top": "the cluster at a glance, again and again",
     "doctor": "what would happen if a node died; disks, clocks, latencies, versions",

@@ -1,19 +1,27 @@
 """Mount a volume: fsd mount HOST:PORT[,HOST:PORT]:/VOLUME MOUNTPOINT.
 
 Returns when the mount is usable, or runs in the foreground with --foreground. Ended by fsd umount or SIGTERM, with
-everything written back.
+everything written back. The process that stays is a supervisor: it holds the mount, and starts its daemon anew whenever that
+one dies.
 """
 
 import argparse
 import os
+import signal
+import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fsd.cli import embedded, exits, logs, readiness
 from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from fsd.mount.daemon import MountRequest
+
+FUSE = "fuse"  # the descriptor's name in systemd's store
 OPTIONS: tuple[Option, ...] = (
     Option("options", config.text, "mount options (docs/operations.md)", default="", metavar="LIST", short="-o"),
     Option("foreground", config.switch, "stay in the foreground", default=False, switch=True),
@@ -22,7 +30,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("helper", config.switch, "", default=False, switch=True, hidden=True),
     *logs.LOG_OPTIONS,
     readiness.READY_FD,
+    Option("new_session", config.switch, "", default=False, switch=True, hidden=True),  # setsid, once mounted
+    Option("adopt_fd", config.integer(0, 1 << 20), "", hidden=True),  # go on with this descriptor's mount
+    Option("daemon_fd", config.integer(0, 1 << 20), "", hidden=True),  # be a daemon, with a supervisor there
 )
+_OF_ONE_PROCESS = ("foreground", "ready_fd", "new_session", "adopt_fd", "daemon_fd")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,51 +44,136 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     from fsd.mount import mountinfo
+    from fsd.mount.mountpoint import check_free
     from fsd.mount.options import parse
 
     try:
         metadata, volume = config.mount_source(settings["source"])
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    mountpoint = mountinfo.normalize(settings["mountpoint"])
+    mountpoint = settings["mountpoint"]
+    if settings["daemon_fd"] is None:
+        mountpoint = mountinfo.normalize(mountpoint)
     options = parse(settings["options"], f"{os.uname().nodename}:{mountpoint}")
-    if not settings["foreground"]:
-        mountinfo.check_free(mountpoint)
-        return _in_background(settings, mountpoint)
-    from fsd.mount.daemon import MountRequest
+    if settings["daemon_fd"] is not None:
+        from fsd.mount.daemon import MountRequest
 
-    return _serve(settings, MountRequest(metadata, volume, mountpoint, options, settings["connect_timeout_s"]))
+        return _be_a_daemon(
+            settings, MountRequest(metadata, volume, mountpoint, options, settings["connect_timeout_s"])
+        )
+    source = f"{','.join(metadata)}:/{volume}"
+    if settings["foreground"]:
+        return _supervise(settings, source, mountpoint, options)
+    check_free(mountpoint)
+    return _in_background(settings, mountpoint)
 
 
-def _serve(settings: dict[str, Any], request: Any) -> int:
-    import trio
+def words(settings: Mapping[str, Any], mountpoint: str) -> list[str]:
+    """The command line that mounts with these settings."""
+    line = ["mount", settings["source"], mountpoint]
+    for option in OPTIONS:
+        value = settings.get(option.name)
+        if option.name in _OF_ONE_PROCESS or value is None or value == option.default:
+            continue
+        line += [option.flag] if option.switch else [option.flag, str(value)]
+    return line
 
-    from fsd.mount.daemon import run_mount
-    from fsd.runtime.local import real_runtime
 
-    logs.set_up(settings["log"], settings["log_level"])
-    fd = settings["ready_fd"]
+def command(settings: Mapping[str, Any], mountpoint: str) -> list[str]:
+    return [sys.executable, "-m", "fsd.cli", *words(settings, mountpoint)]
 
-    def ready(source: str) -> None:
-        readiness.report_ready(fd, source)
 
-    trio.run(run_mount, real_runtime(), request, ready)
-    return exits.OK
+# --- the supervisor -----------------------------------------------------------------------------------------------------
+
+
+def _supervise(settings: dict[str, Any], source: str, mountpoint: str, options: Any) -> int:
+    from fsd.cli.processes import child_environment
+    from fsd.mount.attach import MountPlan
+    from fsd.mount.mountpoint import check_free
+    from fsd.mount.supervisor import MountFailed, Plan, Supervisor
+    from fsd.runtime import notify
+
+    logs.set_up(settings["log"], settings["log_level"], rotates=False)
+    adopted = _adopted(settings, mountpoint)
+    if adopted is None:
+        check_free(mountpoint)
+    allow_other = os.geteuid() == 0 if options.allow_other is None else options.allow_other
+    plan = Plan(
+        MountPlan(source, mountpoint, options.kernel, allow_other),
+        [*command(settings, mountpoint), "--daemon-fd"],
+        {name: value for name, value in child_environment().items() if name != "NOTIFY_SOCKET"},
+        settings["new_session"],
+        notify.watchdog_s() or 0.0,
+    )
+
+    def ready(what: str) -> None:
+        readiness.report_ready(settings["ready_fd"], what)
+
+    try:
+        return Supervisor(plan, ready, adopted).run()
+    except MountFailed as error:
+        sys.stderr.write("".join(f"fsd: {line}\n" for line in str(error).splitlines()))
+        if settings["ready_fd"] is not None:
+            readiness.report_error(settings["ready_fd"], str(error), error.exit_code)
+        return error.exit_code
+
+
+def _adopted(settings: dict[str, Any], mountpoint: str) -> int | None:
+    """The descriptor of a mount that is there already: given by its last daemon, or kept by systemd."""
+    from fsd.mount import attach
+    from fsd.runtime import notify
+
+    fds = notify.passed().get(FUSE, [])
+    if settings["adopt_fd"] is not None:
+        fds.append(settings["adopt_fd"])
+    for fd in fds:
+        if attach.is_alive(fd):
+            return fd
+        os.close(fd)  # unmounted meanwhile
+        notify.discard(FUSE)
+    return None
 
 
 def _in_background(settings: dict[str, Any], mountpoint: str) -> int:
-    """Start ourselves in the foreground mode, in a session of its own, and wait until that one is ready."""
+    """Start a supervisor and wait until the mount is ready."""
     from fsd.cli.processes import ProcessFailed, start
 
     name = "mount" + "".join(c if c.isalnum() else "-" for c in mountpoint)[-100:]
     log = settings["log"] or os.path.join(embedded.default_directory(), "log", f"{name}.log")
-    arguments = ["mount", settings["source"], mountpoint, "--foreground", "--log-level", settings["log_level"]]
-    arguments += ["--connect-timeout-s", str(settings["connect_timeout_s"])]
-    if settings["options"]:
-        arguments += ["-o", settings["options"]]
+    line = [*words(settings, mountpoint), "--foreground", "--new-session"]
     try:
-        start(arguments, log, settings["connect_timeout_s"] + 15)
+        start(line, log, settings["connect_timeout_s"] + 15, new_session=False)
     except ProcessFailed as error:
         sys.stderr.write("".join(f"fsd: {line}\n" for line in str(error).splitlines()))
         return error.exit_code
+    return exits.OK
+
+
+# --- the daemon ---------------------------------------------------------------------------------------------------------
+
+
+def _be_a_daemon(settings: dict[str, Any], request: "MountRequest") -> int:
+    import trio
+
+    from fsd.cli import failure
+    from fsd.mount.daemon import run_daemon
+    from fsd.mount.supervised import Supervisor
+    from fsd.runtime.local import real_runtime
+
+    logs.set_up(settings["log"], settings["log_level"])
+
+    def supervisor_has_gone(fuse_fd: int | None) -> None:
+        if fuse_fd is None:
+            return
+        line = [*command(settings, request.mountpoint), "--foreground", "--adopt-fd", str(fuse_fd)]
+        subprocess.Popen(line, pass_fds=(fuse_fd,), stdin=subprocess.DEVNULL, start_new_session=True)
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    supervisor = Supervisor(settings["daemon_fd"], supervisor_has_gone)
+    try:
+        trio.run(run_daemon, real_runtime(), request, supervisor)
+    except Exception as error:
+        supervisor.fail(*failure.explain(error))
+        failure.report(error)
+        return failure.explain(error)[1]
     return exits.OK

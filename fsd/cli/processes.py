@@ -59,8 +59,8 @@ def child_environment() -> dict[str, str]:
     return _MALLOC | environment
 
 
-def start(arguments: Sequence[str], log: str, timeout_s: float) -> tuple[int, str]:
-    """Start `fsd ARGUMENTS` in a session of its own; (pid, address) once it serves.
+def start(arguments: Sequence[str], log: str, timeout_s: float, *, new_session: bool = True) -> tuple[int, str]:
+    """Start `fsd ARGUMENTS` in a session of its own, or else it makes one itself; (pid, address) once it serves.
 
     Raises ProcessFailed with its error line, DeadlineExceeded (it is ended then)."""
     os.makedirs(os.path.dirname(log), exist_ok=True)
@@ -74,7 +74,7 @@ def start(arguments: Sequence[str], log: str, timeout_s: float) -> tuple[int, st
                 stderr=output,
                 cwd="/",
                 env=child_environment(),
-                start_new_session=True,
+                start_new_session=new_session,
                 pass_fds=(writer,),
             )
     except OSError as error:

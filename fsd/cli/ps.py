@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(settings: dict[str, Any]) -> int:
     cluster = embedded.EmbeddedCluster(settings["data"] or embedded.default_directory(), print)
     _ = cluster.plan  # complains if there is none
-    processes = cluster.processes()
+    processes = cluster.shown()
     if settings["json"]:
         print(json.dumps({"processes": [row(process) for process in processes if process.alive]}, indent=1))
         return exits.OK

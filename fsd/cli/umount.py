@@ -20,16 +20,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     from fsd.cli.processes import wait_end
-    from fsd.mount import mountinfo
+    from fsd.mount import mountinfo, serving
 
     mountpoint = mountinfo.normalize(settings["mountpoint"])
     mount = mountinfo.mounted_at(mountpoint)
     if mount is None or not mount.is_fsd:
         raise ConfigurationError(f"no fsd volume is mounted on {mountpoint}")
-    daemon = mountinfo.daemon_of(mount)
+    told = serving.of(mount)
     mountinfo.unmount(mountpoint, lazy=settings["lazy"])
-    if daemon is not None and not wait_end(daemon.pid, daemon.started, settings["timeout_s"]):
-        raise DeadlineExceeded(
-            f"{mountpoint} is unmounted, but process {daemon.pid} still writes back or has files open"
-        )
+    if told is not None:
+        supervisor = told.supervisor
+        if not wait_end(supervisor.pid, supervisor.started, settings["timeout_s"]):
+            raise DeadlineExceeded(
+                f"{mountpoint} is unmounted, but process {supervisor.pid} still writes back or has files open"
+            )
     return exits.OK

@@ -17,6 +17,7 @@ from fsd.core import config
 from fsd.core.config import Option
 from fsd.core.errors import DeadlineExceeded
 from fsd.mount import mountinfo
+from fsd.mount.mountpoint import prepare
 
 OPTIONS: tuple[Option, ...] = (
     Option(
@@ -59,12 +60,12 @@ def _say(line: str) -> None:
 
 def _bring_up(cluster: embedded.EmbeddedCluster, mountpoint: str, settings: dict[str, Any]) -> list[Process]:
     os.makedirs(os.path.join(cluster.directory, "log"), exist_ok=True)
-    mountinfo.prepare(mountpoint)
+    prepare(mountpoint)
     running = cluster.start_servers()
     _await_nodes(cluster, running)
     for other, volume in sorted(cluster.plan.mounts.items()):
         if other != mountpoint:
-            mountinfo.prepare(other)
+            prepare(other)
             running.append(cluster.start_mount(other, volume, settings["options"]))
     running.append(cluster.start_mount(mountpoint, settings["volume"], settings["options"]))
     return running
@@ -94,7 +95,7 @@ def _await_nodes(cluster: embedded.EmbeddedCluster, running: list[Process]) -> N
 
 
 def _tell(cluster: embedded.EmbeddedCluster, mountpoint: str, running: list[Process], seconds: float) -> None:
-    for process in cluster.processes():
+    for process in cluster.shown():
         where = process.mountpoint or process.data or ""
         what = process.role if process.node is None else f"{process.role} {process.node}"
         _say(f"{what:<14} pid {process.pid:<8} {process.address:<28} {where}")

@@ -1,14 +1,15 @@
-"""One mount from beginning to end: checks, session, FUSE main loop, signals, write-back, unmount."""
+"""One daemon of a mount: session with the cluster, FUSE main loop, signals, write-back.
 
-import contextlib
-import errno
+It is started by a supervisor (supervisor.py), which holds /dev/fuse and gives it to one daemon after another. The first
+answers the kernel's INIT and leaves what was agreed in the state directory; each later one has it replayed, resumes the
+client's session and asks the kernel to send again what its predecessor had read and not answered.
+"""
+
 import json
 import logging
 import math
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import pyfuse3
@@ -16,15 +17,17 @@ import trio
 
 from fsd import __version__
 from fsd.client.filesystem import open_filesystem
-from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, MissingOnHost
-from fsd.mount import mountinfo
+from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, NotSupported
+from fsd.mount import mountinfo, serving
 from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSettings
 from fsd.mount.companion import load as load_companion
+from fsd.mount.control import Kind
 from fsd.mount.extras import Extras
 from fsd.mount.instant import Instant
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
 from fsd.mount.options import MountOptions, SessionOptions
+from fsd.mount.supervised import Device, Supervisor
 from fsd.rpc.client import ChannelPool
 from fsd.runtime import Runtime
 from fsd.wire.handshake import Hello
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 MAX_HANDLERS = 1000  # requests at once; more wait in the kernel
 IDLE_HANDLERS = 8
 DRAIN_TIMEOUT_S = 5.0  # after SIGTERM, for processes that still have files open
+ALIVE_S = 1.0  # how often the supervisor hears of us
 WRITE_BACK_TIMEOUT_S = 60.0  # after the unmount
 
 
@@ -51,24 +55,43 @@ class MountRequest:
         return f"{','.join(self.metadata)}:/{self.volume}"
 
 
-async def run_mount(runtime: Runtime, request: MountRequest, ready: Callable[[str], None]) -> None:
-    """Mount, serve until unmounted or told to stop, write everything back. Raises FsError if it cannot mount."""
-    check_fuse_device()
-    mountinfo.check_free(request.mountpoint)
-    await check_metadata_server(runtime, request.metadata)
+async def run_daemon(runtime: Runtime, request: MountRequest, supervisor: Supervisor) -> None:
+    """Serve until unmounted or told to stop, and write everything back; or until another daemon is to go on.
+
+    Raises FsError if it cannot serve."""
+    await supervisor.say(Kind.WARM)
+    go = await supervisor.told(Kind.GO)
+    later = bool(go.code)
+    if not later:
+        await check_metadata_server(runtime, request.metadata)
     client = request.options.client
     operations = Operations(None if client.hard else client.timeout_s)
     notifier = Notifier(operations.is_busy)
-    with trio.CancelScope(deadline=trio.current_time() + request.connect_timeout_s) as scope:
+    patience_s = math.inf if later else request.connect_timeout_s
+    suspended = False
+    with trio.CancelScope(deadline=trio.current_time() + patience_s) as scope:
         async with open_filesystem(runtime, request.metadata, request.volume, client, notifier) as fs:
             scope.deadline = math.inf
             operations.attach(fs)
-            await _serve(request, operations, notifier, ready)
-            scope.deadline = trio.current_time() + WRITE_BACK_TIMEOUT_S
-            log.info("unmounted %s; writing back", request.mountpoint)
+            await supervisor.say(Kind.CONNECTED)
+            device = await supervisor.device()
+            if device is not None:
+                suspended = await _serve(request, operations, notifier, supervisor, device, go.text, later)
+            if suspended:
+                await fs.suspend()
+            else:
+                await supervisor.say(Kind.UNMOUNTED)
+                scope.deadline = trio.current_time() + WRITE_BACK_TIMEOUT_S
+                log.info("unmounted %s; writing back", request.mountpoint)
     if scope.cancelled_caught:
         _explain_timeout(request, operations)
+    if suspended:
+        log.info("suspended: another daemon goes on")
+        await supervisor.say(Kind.SUSPENDED)
+        logging.shutdown()
+        os._exit(0)  # requests that wait for locks are not answered: the kernel sends them to the next daemon
     log.info("everything is written back")
+    await supervisor.say(Kind.DONE)
 
 
 async def check_metadata_server(runtime: Runtime, addresses: tuple[str, ...]) -> None:
@@ -107,34 +130,101 @@ def _explain_timeout(request: MountRequest, operations: Operations) -> None:
 
 
 async def _serve(
-    request: MountRequest, operations: Operations, notifier: Notifier, ready: Callable[[str], None]
-) -> None:
+    request: MountRequest,
+    operations: Operations,
+    notifier: Notifier,
+    supervisor: Supervisor,
+    device: Device,
+    state: str,
+    later: bool,
+) -> bool:
+    """Whether it ended because another daemon is to go on."""
     companion = load_companion() if request.options.session.companion else None
+    started = trio.Event()
     if companion is not None:
         operations.extras = Extras(companion, operations)
-        settings = session_settings(request.options.session)
-        companion.install(operations.extras, settings, _log_session, Instant(operations))
-    with _explained_by_stderr(request.mountpoint):
-        pyfuse3.init(operations, request.mountpoint, fuse_options(request))
-    mount: mountinfo.Mount | None = None
+        operations.call_number = companion.call_number
+        companion.install(
+            operations.extras,
+            session_settings(request.options.session),
+            lambda info: _agreed(companion, info, state, started),
+            Instant(operations),
+        )
+        if later:
+            companion.resume(_read_init(state))
+    elif later:
+        raise NotSupported("without the companion extension a mount does not outlive its daemon")
+    pyfuse3.init(operations, f"/dev/fd/{device.fd}", {f"fsname={request.source}"})
+    suspend = Suspension()
     try:
         notifier.mounted()
         operations.names_may_be_cached = notifier.names_may_be_cached
-        mount = mountinfo.mounted_at(request.mountpoint)
-        if mount is not None:
-            mountinfo.remember_daemon(mount)
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, request.mountpoint)
             await nursery.start(_tell_on_signal, operations, companion)
-            log.info("mounted %s on %s, pid %d", request.source, request.mountpoint, os.getpid())
-            nursery.start_soon(_announce, request, mount, ready)
-            await (pyfuse3.main if companion is None else companion.main)(IDLE_HANDLERS, MAX_HANDLERS)
+            nursery.start_soon(_obey, supervisor, suspend, companion)
+            nursery.start_soon(_announce, request, device, supervisor, started)
+            if companion is None:
+                started.set()
+                await pyfuse3.main(IDLE_HANDLERS, MAX_HANDLERS)
+            else:
+                if later:
+                    operations.inherit(notifier.forget_names)
+                    nursery.start_soon(operations.forget_pages, notifier.forget_pages)
+                    _take_over(companion)
+                await companion.main(IDLE_HANDLERS, MAX_HANDLERS)
             nursery.cancel_scope.cancel()
     finally:
         notifier.unmounted()
-        pyfuse3.close(unmount=True)
-        if mount is not None:
-            mountinfo.forget_daemon(mount)
+        if not suspend.begun:
+            pyfuse3.close(unmount=False)
+    return suspend.begun
+
+
+@dataclass(slots=True)
+class Suspension:
+    begun: bool = False
+
+
+async def _obey(supervisor: Supervisor, suspend: Suspension, companion: Companion | None) -> None:
+    """The supervisor says only one thing to a daemon that serves."""
+    await supervisor.told(Kind.SUSPEND)
+    suspend.begun = True
+    if companion is not None:
+        companion.abandon()
+    pyfuse3.terminate()
+
+
+def _take_over(companion: Companion) -> None:
+    """Have the kernel send again what the last daemon had read and left unanswered. Before the first request is read: one that
+    this daemon has under way itself would come twice."""
+    try:
+        companion.resend()
+    except OSError as error:
+        log.error(
+            "this kernel cannot send requests again (%s): those that the last daemon had read hang", error.strerror
+        )
+
+
+def _agreed(companion: Companion, info: SessionInfo, state: str, started: trio.Event) -> None:
+    """INIT is answered (or was replayed): leave to the next daemon what it needs of it."""
+    _log_session(info)
+    path = os.path.join(state, serving.INIT)
+    if not os.path.exists(path):
+        with open(f"{path}.new", "wb") as file:
+            file.write(companion.state())
+        os.rename(f"{path}.new", path)
+        if InitFlag.HAS_RESEND not in info.offered:
+            log.warning(
+                "this kernel (before 6.9) cannot send requests again: fsd upgrade works, but requests under way hang "
+                "if the daemon is killed"
+            )
+    started.set()
+
+
+def _read_init(state: str) -> bytes:
+    with open(os.path.join(state, serving.INIT), "rb") as file:
+        return file.read()
 
 
 def session_settings(options: SessionOptions) -> SessionSettings:
@@ -170,12 +260,19 @@ def _log_session(info: SessionInfo) -> None:
     )  # fmt: skip
 
 
-async def _announce(request: MountRequest, mount: mountinfo.Mount | None, ready: Callable[[str], None]) -> None:
-    """Ready means that a request was answered, not only that the mount is in the table."""
-    await trio.to_thread.run_sync(os.stat, request.mountpoint, abandon_on_cancel=True)
-    if mount is not None:
-        _set_read_ahead(mount, request.options.kernel_read_ahead_kib)  # not before INIT, which would lower it again
-    ready(request.source)
+async def _announce(request: MountRequest, device: Device, supervisor: Supervisor, started: trio.Event) -> None:
+    """Ready means that INIT was answered, not only that the mount is in the table. Then a sign of life each second.
+
+    The mount point itself is not looked at: under systemd's automount that would wait for mount(8), which waits for us."""
+    await started.wait()
+    if device.number:
+        _set_read_ahead(
+            device.number, request.options.kernel_read_ahead_kib
+        )  # not before INIT, which would lower it again
+    await supervisor.say(Kind.SERVING)
+    while True:
+        await trio.sleep(ALIVE_S)
+        await supervisor.say(Kind.ALIVE)
 
 
 async def _stop_on_signal(mountpoint: str, *, task_status: trio.TaskStatus[None]) -> None:
@@ -201,53 +298,10 @@ def _detach(mountpoint: str) -> None:
         log.warning("cannot unmount %s: %s", mountpoint, error)
 
 
-def fuse_options(request: MountRequest) -> set[str]:
-    """For libfuse. `default_permissions`: the kernel checks modes and owners, from attributes that leases keep true."""
-    allow_other = request.options.allow_other
-    if allow_other is None:
-        allow_other = os.geteuid() == 0
-    source = request.source.replace("\\", "\\\\").replace(",", "\\,")
-    options = {"default_permissions", f"fsname={source}", "subtype=fsd", *request.options.kernel}
-    if allow_other:
-        options.add("allow_other")
-    return options
-
-
-def check_fuse_device() -> None:
-    """Raises MissingOnHost with what to do if /dev/fuse cannot be used."""
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            hint = "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
-            raise MissingOnHost(f"/dev/fuse is missing on this machine ({hint})") from None
-        if error.errno in (errno.EACCES, errno.EPERM):
-            hint = "run as root or chmod 666 /dev/fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
-            raise MissingOnHost(f"/dev/fuse may not be opened by this user ({hint})") from None
-        raise MissingOnHost(f"/dev/fuse cannot be used: {error.strerror} (modprobe fuse)") from None
-
-
-def _set_read_ahead(mount: mountinfo.Mount, kib: int) -> None:
+def _set_read_ahead(device: str, kib: int) -> None:
     """Larger reads than 128 KiB need the mount's own setting; only root may."""
     try:
-        with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w", encoding="ascii") as file:
+        with open(f"/sys/class/bdi/{device}/read_ahead_kb", "w", encoding="ascii") as file:
             file.write(str(kib))
     except OSError as error:
         log.debug("read_ahead_kb stays as it is: %s", error.strerror)
-
-
-@contextlib.contextmanager
-def _explained_by_stderr(mountpoint: str) -> Generator[None]:
-    """libfuse and fusermount3 say on stderr why they cannot mount; make that the error's text."""
-    with tempfile.TemporaryFile() as said:
-        saved = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except RuntimeError as error:
-            said.seek(0)
-            text = " ".join(said.read().decode(errors="replace").split()) or str(error)
-            raise MissingOnHost(f"cannot mount on {mountpoint}: {text}") from None
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import pyfuse3
 import trio
 
+from fsd.client.calls import CALL
 from fsd.core.errors import FsError
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,11 @@ class HasDeadline(Protocol):
     @property
     def deadline_s(self) -> float | None: ...
 
+    @property
+    def call_number(self) -> Callable[[], int] | None:
+        """The number of the request whose handler is being started; None: the handler's task knows it (`CALL`), or nobody."""
+        ...
+
 
 S = TypeVar("S", bound=HasDeadline)
 
@@ -37,6 +43,8 @@ def edge(
 
     @functools.wraps(handler)
     async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.call_number is not None:
+            CALL.set(self.call_number())
         try:
             if self.deadline_s is None:
                 return await handler(self, *args, **kwargs)

@@ -48,6 +48,11 @@ class Extras:
     def deadline_s(self) -> float | None:
         return self._operations.deadline_s
 
+    @property
+    def call_number(self) -> None:
+        """The dispatcher tells each handler's task."""
+        return None
+
     # --- locks: no deadline; they raise nothing but FUSEError ---------------------------------------------------------
 
     async def getlk(self, inode: int, fh: int, owner: int, lock: FileLock, ctx: CallerContext) -> FileLock:

@@ -1,24 +1,14 @@
-"""What is mounted where: /proc/self/mountinfo, and which daemon serves a mount.
+"""What is mounted where (/proc/self/mountinfo), and unmounting."""
 
-A daemon writes `DIRECTORY/MAJOR:MINOR.json` when it has mounted, so that `fsd umount` can wait until it has written
-everything back; asking through the mount itself would hang with the mount.
-"""
-
-import contextlib
 import ctypes
-import errno
-import json
 import os
 import re
 import subprocess
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fsd.core.errors import Busy, ConfigurationError, MissingOnHost
-from fsd.runtime.process import own_start_time, start_time
 
 SUBTYPE = "fuse.fsd"
-PROBE_S = 2.0
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount(2)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -80,57 +70,6 @@ def normalize(mountpoint: str) -> str:
     return path
 
 
-def prepare(mountpoint: str) -> None:
-    """Make the directory if there is none, and take away a dead mount of ours. Raises ConfigurationError."""
-    if is_dead(mountpoint):
-        detach(mountpoint)
-    if mounted_at(mountpoint) is None:
-        try:
-            os.makedirs(mountpoint, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(f"cannot make the mount point {mountpoint}: {error.strerror}") from None
-
-
-def check_free(mountpoint: str) -> None:
-    """Raises ConfigurationError or Busy unless one can mount there; takes away a dead mount of ours."""
-    if is_dead(mountpoint):
-        detach(mountpoint)
-    mount = mounted_at(mountpoint)
-    if mount is not None:
-        raise Busy(f"the mount point {mountpoint} is busy: {mount.source} ({mount.kind}) is mounted there")
-    try:
-        is_directory = os.path.isdir(mountpoint)
-    except OSError as error:
-        raise ConfigurationError(f"cannot use the mount point {mountpoint}: {error.strerror}") from None
-    if not is_directory:
-        what = "is not a directory" if os.path.lexists(mountpoint) else "does not exist"
-        raise ConfigurationError(f"the mount point {mountpoint} {what}")
-
-
-def is_dead(mountpoint: str) -> bool:
-    """Whether an fsd mount is there whose daemon has gone. A mount that only hangs (no server runs) is not dead."""
-    mount = mounted_at(mountpoint)
-    if mount is None or not mount.is_fsd:
-        return False
-    daemon = daemon_of(mount)
-    if daemon is not None:
-        return start_time(daemon.pid) != daemon.started
-    return _answers_not_connected(mountpoint)
-
-
-def _answers_not_connected(mountpoint: str) -> bool:
-    """Ask by a process of its own, which may hang with the mount; nobody waits for it longer than PROBE_S."""
-    probe = subprocess.Popen(
-        ["stat", "-f", "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        _, said = probe.communicate(timeout=PROBE_S)
-    except subprocess.TimeoutExpired:
-        probe.kill()
-        return False
-    return os.strerror(errno.ENOTCONN).encode() in said or os.strerror(errno.ECONNABORTED).encode() in said
-
-
 def detach(mountpoint: str) -> None:
     """Unmount lazily. Raises MissingOnHost, ConfigurationError."""
     unmount(mountpoint, lazy=True)
@@ -166,47 +105,3 @@ def _unmount_as_user(mountpoint: str, lazy: bool) -> str | None:
     if done.returncode == 0:
         return None
     return " ".join(done.stderr.split()).lower() or f"fusermount3 ended with exit code {done.returncode}"
-
-
-# --- daemons ----------------------------------------------------------------------------------------------------------
-
-
-class Daemon(NamedTuple):
-    pid: int
-    started: int  # fsd.runtime.process.start_time
-
-
-def daemon_directory() -> str:
-    """Where daemons of this user leave word."""
-    if os.geteuid() == 0:
-        return "/run/fsd"
-    return os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/fsd-{os.geteuid()}", "fsd")
-
-
-def remember_daemon(mount: Mount) -> None:
-    """Called by the daemon that serves `mount`."""
-    os.makedirs(daemon_directory(), mode=0o700, exist_ok=True)
-    with open(_daemon_file(mount), "w", encoding="utf-8") as file:
-        told = {"pid": os.getpid(), "started": own_start_time(), "mountpoint": mount.mountpoint, "source": mount.source}
-        json.dump(told, file)
-
-
-def forget_daemon(mount: Mount) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(_daemon_file(mount))
-
-
-def daemon_of(mount: Mount) -> Daemon | None:
-    """The daemon that serves `mount`, if it left word."""
-    try:
-        with open(_daemon_file(mount), encoding="utf-8") as file:
-            document = json.load(file)
-        if document["mountpoint"] != mount.mountpoint or document["source"] != mount.source:
-            return None
-        return Daemon(int(document["pid"]), int(document["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _daemon_file(mount: Mount) -> str:
-    return os.path.join(daemon_directory(), f"{mount.device}.json")

@@ -58,6 +58,13 @@ class Notifier:
     def unmounted(self) -> None:
         self._fd = None
 
+    def forget_names(self) -> None:
+        """Have the kernel look up every name again."""
+        self._raise_epoch()
+
+    async def forget_pages(self, ino: Ino) -> None:
+        await self.inode(ino, attributes_only=False)
+
     async def inode(self, ino: Ino, *, attributes_only: bool) -> None:
         """Attributes, and pages unless `attributes_only`."""
         if self._fd is None:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,6 +38,7 @@ CONCURRENT_ATTRIBUTES = 32
 _BLOCK = 4096  # f_bsize, f_frsize
 _REFUSED_XATTRS = (b"system.posix_acl_", b"security.")  # kept by nobody here, so that nobody trusts in them
 _EXCHANGE = 2  # renameat2(2)
+_SERIAL_BITS = 16  # of a directory handle's number; the rest is the inode
 _TRUSTED = b"trusted."  # root's alone to see
 
 
@@ -67,6 +68,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, deadline_s: float | None) -> None:
         super().__init__()
         self.deadline_s = deadline_s
+        self.call_number: Callable[[], int] | None = None  # the companion's, if there is one
         self.names_may_be_cached = False  # whether the kernel can be made to forget them: Notifier says so
         self.extras: Extras | None = None  # set if there is a companion
         self._attached: FileSystem | None = None
@@ -76,12 +78,32 @@ class Operations(pyfuse3.Operations):
         self._gone: dict[int, Inode] = {}  # directories removed here that the kernel still knows; as many at most
         self._directories: dict[int, OpenDirectory] = {}
         self._next_handle = 1
+        self._inherited = False  # the kernel knows inodes and handles from a daemon before us
+        self._trusted: dict[
+            int, None
+        ] = {}  # inodes opened since then, whose pages are ours; no more than the kernel knows
         self._growing: dict[Ino, int] = {}  # the size before the appends that are not answered yet
         self._busy: Counter[int] = Counter()
 
     def attach(self, fs: FileSystem) -> None:
         """Which file system these handlers serve; before the first request."""
         self._attached = fs
+        self._files.update(fs.restored_handles)
+        self._next_handle = max(self._files, default=0) + 1
+
+    def inherit(self, forget_names: Callable[[], None]) -> None:
+        """Go on for a daemon that has ended. Recalls name the names that they are about one by one, and nobody here knows which
+        the kernel has: it must forget all. Pages of files are dropped when they are opened the next time."""
+        self._inherited = True
+        if self.names_may_be_cached:
+            forget_names()
+        self.fs.names_forgotten()
+
+    async def forget_pages(self, forget: Callable[[Ino], Awaitable[None]]) -> None:
+        """Of files that are open, if the session did not live on with its leases."""
+        if self._inherited and not self.fs.resumed:
+            for ino in sorted({handle.ino for handle in self._files.values()}):
+                await forget(ino)
 
     @property
     def attached(self) -> bool:
@@ -144,6 +166,7 @@ class Operations(pyfuse3.Operations):
                     continue
                 del self._lookups[ino]
                 self._gone.pop(ino, None)
+                self._trusted.pop(ino, None)
                 if self.extras is not None:
                     self.extras.forgotten(Ino(ino))
                 self.fs.forget(Ino(ino))
@@ -218,13 +241,17 @@ class Operations(pyfuse3.Operations):
             inode = await self.fs.lookup(parent, name)
         except FsError:
             return None  # whatever it is, the operation will meet it too
-        return inode if inode.is_directory and inode.ino in self._lookups else None
+        return inode if inode.is_directory and self._is_known(inode.ino) else None
 
     def _remember_gone(self, directory: Inode | None) -> None:
         """A process may still be in a removed directory, or have it open: it must be able to ask for its attributes."""
-        if directory is not None and directory.ino in self._lookups:
+        if directory is not None and self._is_known(directory.ino):
             now_ns = time.time_ns()
             self._gone[directory.ino] = dataclasses.replace(directory, nlink=0, ctime_ns=now_ns)
+
+    def _is_known(self, ino: Ino) -> bool:
+        """Whether the kernel may have this inode."""
+        return self._inherited or ino in self._lookups
 
     @edge
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileNameT:
@@ -284,7 +311,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         killer = self.extras.privilege_killer() if self.extras is not None else None
         with self.at_work(inode):
-            handle = await self.fs.open(Ino(inode), int(flags), _caller(ctx))
+            handle = await self.fs.open(Ino(inode), int(flags), _caller(ctx), number=self._next_number())
             if killer is not None and self.extras is not None:
                 await self.extras.kill_privileges(Ino(inode), killer)
         return self._file_info(handle, Ino(inode), int(flags))
@@ -294,7 +321,10 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         with self.at_work(parent_inode):
-            inode, handle = await self.fs.create(_caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode), int(flags))
+            number = self._next_number()
+            inode, handle = await self.fs.create(
+                _caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode), int(flags), number=number
+            )
         return self._file_info(handle, inode.ino, int(flags)), self._entry(inode, Ino(parent_inode))
 
     @edge
@@ -387,20 +417,37 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         if self.extras is not None:
             self.extras.releasing(fh)
-        await self.fs.release(self._files.pop(fh))
+        handle = self._files.pop(fh, None)
+        if handle is not None:  # else a daemon before us has released it, and did not come to say so
+            await self.fs.release(handle)
 
     # --- directories --------------------------------------------------------------------------------------------------
 
     @edge
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         if inode in self._gone:
-            return self._remember(self._directories, OpenDirectory(Ino(inode), DirectoryHandle(Ino(inode))))
-        handle = await self.fs.open_directory(Ino(inode))
-        return self._remember(self._directories, OpenDirectory(Ino(inode), handle))
+            return self._remember_directory(DirectoryHandle(Ino(inode)))
+        return self._remember_directory(await self.fs.open_directory(Ino(inode)))
+
+    def _remember_directory(self, handle: DirectoryHandle) -> FileHandleT:
+        """The number holds the inode, so that a daemon after us knows what it is."""
+        for serial in range(1 << _SERIAL_BITS):
+            number = handle.ino << _SERIAL_BITS | serial
+            if number not in self._directories:
+                self._directories[number] = OpenDirectory(handle.ino, handle)
+                return FileHandleT(number)
+        raise pyfuse3.FUSEError(errno.ENFILE)
+
+    def _directory(self, fh: int) -> OpenDirectory:
+        found = self._directories.get(fh)
+        if found is None:  # a daemon before us opened it
+            ino = Ino(fh >> _SERIAL_BITS)
+            found = self._directories[fh] = OpenDirectory(ino, DirectoryHandle(ino))
+        return found
 
     @edge
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        directory = self._directories[fh]
+        directory = self._directory(fh)
         if directory.ino in self._gone:
             return  # POSIX: no entries, not even "." and ".."
         with self.at_work(directory.ino):
@@ -415,11 +462,11 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def releasedir(self, fh: FileHandleT) -> None:
-        del self._directories[fh]
+        self._directories.pop(fh, None)
 
     @edge
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        ino = self._directories[fh].ino
+        ino = self._directory(fh).ino
         if ino not in self._gone:
             await self.fs.fsync_directory(ino)
 
@@ -530,20 +577,24 @@ class Operations(pyfuse3.Operations):
 
     def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
         """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""
+        self._files[handle.number] = handle
+        keep_cache = self.fs.attribute_ttl_s(ino) > 0 and (not self._inherited or ino in self._trusted)
+        if self._inherited:
+            self._trusted[ino] = None
         return pyfuse3.FileInfo(
-            fh=self._remember(self._files, handle),
-            direct_io=bool(flags & os.O_APPEND),
-            keep_cache=self.fs.attribute_ttl_s(ino) > 0,
+            fh=FileHandleT(handle.number), direct_io=bool(flags & os.O_APPEND), keep_cache=keep_cache
         )
 
-    def _remember(self, table: "dict[int, FileHandle] | dict[int, OpenDirectory]", value: object) -> FileHandleT:
+    def _next_number(self) -> int:
         number = self._next_handle
         self._next_handle += 1
-        table[number] = value  # pyright: ignore[reportArgumentType]
-        return FileHandleT(number)
+        return number
 
     def file(self, fh: int) -> FileHandle:
-        return self._files[fh]
+        handle = self._files.get(fh)
+        if handle is None:
+            raise StaleHandle(f"handle {fh} was lost with the daemon that had opened it")
+        return handle
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

@@ -86,6 +86,14 @@ class RealCluster:
         os.kill(process["pid"], signal.SIGKILL)
         return process
 
+    def kill_wholly(self, mountpoint: Path) -> None:
+        """kill -9 of a mount's daemon and of its supervisor, which has no time to start another."""
+        self.harmed = True
+        for role, number in (("supervisor", signal.SIGSTOP), ("mount", signal.SIGKILL), ("supervisor", signal.SIGKILL)):
+            for process in self.processes(role):
+                if process["mountpoint"] == str(mountpoint):
+                    os.kill(process["pid"], number)
+
     def status(self) -> dict:
         return json.loads(self.fsd("status", "--data", str(self.data), "--json").stdout)
 

@@ -14,6 +14,7 @@ from fsd.mount.edge import edge
 class Handlers:
     def __init__(self, deadline_s=None):
         self.deadline_s = deadline_s
+        self.call_number = None
 
     @edge
     async def lookup(self, error):

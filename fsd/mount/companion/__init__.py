@@ -95,6 +95,9 @@ class Companion:
     def __init__(self, extension: Any) -> None:
         self._extension = extension
         self._dispatcher: Dispatcher | None = None
+        self._abandoned = False
+        self._replay = False  # INIT is to be read again
+        self.call_number: Callable[[], int] = extension.current_call  # as `current`, but only the number, and cheap
 
     def install(
         self,
@@ -141,6 +144,8 @@ class Companion:
             async with trio.open_nursery() as nursery:
                 self._dispatcher.nursery = nursery
                 await pyfuse3.main(min_tasks, max_tasks)
+                if self._abandoned:
+                    self._extension.abandon()
                 nursery.cancel_scope.cancel()
         finally:
             self._dispatcher.nursery = None
@@ -161,6 +166,9 @@ class Companion:
 
         async def look_then_wait() -> bool:
             nonlocal polled
+            if self._replay:  # it comes from us: the device knows nothing of it
+                self._replay = False
+                return True
             polled += 1
             if polled % POLLS_BEFORE_WAIT and device.poll(0):
                 return True
@@ -213,6 +221,12 @@ class Companion:
             raise ValueError("not the state of a FUSE session")
         body = state[_STATE.size :]
         self._extension.replay_init(body[:request], body[request:])
+        self._replay = True
+
+    def abandon(self) -> None:
+        """After the main loop's end answer none of the extra operations under way: the process ends, and the kernel sends them
+        to its successor again (`resend`)."""
+        self._abandoned = True
 
     # --- notifications: these may block in the kernel; call them from a thread ----------------------------------------
 

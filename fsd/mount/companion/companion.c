@@ -86,6 +86,7 @@ enum { HAS_LOCKS = 1, HAS_FLOCK = 2, HAS_FALLOCATE = 4, HAS_LSEEK = 8, HAS_COPY 
 
 static struct fuse_session *session;
 static unsigned long generation;        /* of the session */
+static int abandoned;                   /* requests that are open are left to the next daemon */
 static int mounted, hooked;             /* the session is mounted; its device goes through io_read and io_writev */
 static void (*next_init)(void *, struct fuse_conn_info *);
 
@@ -114,7 +115,7 @@ typedef struct {
 
 static PyTypeObject *request_type;
 
-static int is_open(const Request *self) { return self->req && self->generation == generation; }
+static int is_open(const Request *self) { return self->req && self->generation == generation && !abandoned; }
 
 /* The libfuse request, which is ours no more from here on; libfuse frees it with the answer. */
 static fuse_req_t take(Request *self)
@@ -222,7 +223,8 @@ static PyObject *on_interrupt(Request *self, PyObject *callback)
     Py_RETURN_NONE;
 }
 
-static PyObject *request_unique(Request *self, void *closure) { return PyLong_FromUnsignedLongLong(self->unique); }
+static PyObject *request_unique(Request *self, void *closure) { return PyLong_FromUnsignedLongLong(self->unique & ~RESENT); }
+static PyObject *request_call(Request *self, void *closure) { return PyLong_FromUnsignedLongLong(self->unique); }
 static PyObject *request_answered(Request *self, void *closure) { return PyBool_FromLong(!is_open(self)); }
 
 static void request_dealloc(Request *self)
@@ -246,6 +248,7 @@ static PyMethodDef request_methods[] = {
     {0}};
 static PyGetSetDef request_properties[] = {
     {"unique", (getter)request_unique, NULL, "the kernel's number of this request", NULL},
+    {"call", (getter)request_call, NULL, "`unique`, with the highest bit set if it was sent again", NULL},
     {"answered", (getter)request_answered, NULL, "whether it was answered, or its session has gone", NULL},
     {0}};
 static PyType_Slot request_slots[] = {
@@ -269,7 +272,7 @@ static void dispatch(fuse_req_t req, const char *name, const char *format, ...)
     }
     self->req = req;
     self->generation = generation;
-    self->unique = current.unique;
+    self->unique = current.unique | (current.resent ? RESENT : 0);
     self->interrupted = NULL;
     va_list values;
     va_start(values, format);
@@ -803,9 +806,22 @@ static PyObject *notify(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *current_call(PyObject *module, PyObject *unused)
+{
+    return PyLong_FromUnsignedLongLong(current.unique | (current.resent ? RESENT : 0));
+}
+
+static PyObject *abandon(PyObject *module, PyObject *unused)
+{
+    abandoned = 1;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS, "what the next session gets"},
     {"current_request", current_request, METH_NOARGS, "(unique, opcode, flags, lock_owner, uid, gid, resent) of the request just read"},
+    {"current_call", current_call, METH_NOARGS, "the `unique` of the request just read, with the highest bit set if it was sent again"},
+    {"abandon", abandon, METH_NOARGS, "answer no open Request any more: this process ends, the next one gets them"},
     {"info", info, METH_NOARGS, "(mounted, hooked, fd, libfuse, offered, agreed, max_write, max_readahead, max_background, lost_races, instant_answers)"},
     {"request_counts", request_counts, METH_NOARGS, "opcode -> number of requests"},
     {"init_exchange", init_exchange, METH_NOARGS, "(request, reply) of INIT; empty before it"},

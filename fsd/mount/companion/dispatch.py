@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyfuse3
 import trio
 
+from fsd.client.calls import CALL
 from fsd.mount.companion.protocol import CallerContext, FileLock
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Dispatcher:
         self.nursery.start_soon(self._run, name, request, arguments)
 
     async def _run(self, name: str, request: "Request", arguments: tuple[object, ...]) -> None:
+        CALL.set(request.call)
         try:
             await self._runners[name](request, arguments)
         except pyfuse3.FUSEError as error:
