@@ -34,7 +34,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("adopt_fd", config.integer(0, 1 << 20), "", hidden=True),  # go on with this descriptor's mount
     Option("daemon_fd", config.integer(0, 1 << 20), "", hidden=True),  # be a daemon, with a supervisor there
 )
-_OF_ONE_PROCESS = ("foreground", "ready_fd", "new_session", "adopt_fd", "daemon_fd")
+_OF_ONE_PROCESS = ("foreground", "ready_fd", "helper", "new_session", "adopt_fd", "daemon_fd")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +168,10 @@ def _be_a_daemon(settings: dict[str, Any], request: "MountRequest") -> int:
         line = [*command(settings, request.mountpoint), "--foreground", "--adopt-fd", str(fuse_fd)]
         subprocess.Popen(line, pass_fds=(fuse_fd,), stdin=subprocess.DEVNULL, start_new_session=True)
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # but while it serves: what has to be written back is not left because of them
     supervisor = Supervisor(settings["daemon_fd"], supervisor_has_gone)
     try:
         trio.run(run_daemon, real_runtime(), request, supervisor)

@@ -30,6 +30,7 @@ from fsd.mount.options import MountOptions, SessionOptions
 from fsd.mount.supervised import Device, Supervisor
 from fsd.rpc.client import ChannelPool
 from fsd.runtime import Runtime
+from fsd.runtime.localstate import LocalState
 from fsd.wire.handshake import Hello
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ async def run_daemon(runtime: Runtime, request: MountRequest, supervisor: Superv
     patience_s = math.inf if later else request.connect_timeout_s
     suspended = False
     with trio.CancelScope(deadline=trio.current_time() + patience_s) as scope:
-        async with open_filesystem(runtime, request.metadata, request.volume, client, notifier) as fs:
+        left = LocalState(os.path.join(go.text, serving.CLIENT))
+        async with open_filesystem(runtime, request.metadata, request.volume, client, notifier, left) as fs:
             scope.deadline = math.inf
             operations.attach(fs)
             await supervisor.say(Kind.CONNECTED)
@@ -292,6 +294,9 @@ async def _stop_on_signal(mountpoint: str, *, task_status: trio.TaskStatus[None]
 
 
 def _detach(mountpoint: str) -> None:
+    mount = mountinfo.mounted_at(mountpoint)
+    if mount is None or not mount.is_fsd:
+        return  # the supervisor has done it
     try:
         mountinfo.detach(mountpoint)
     except Exception as error:

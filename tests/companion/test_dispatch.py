@@ -16,6 +16,7 @@ from tests.companion.local_locks import LocalLocks
 
 class FakeRequest:
     call = 0
+
     def __init__(self):
         self.answers = []
         self.interrupt = lambda: None
