@@ -32,7 +32,7 @@ def run(settings: dict[str, Any]) -> int:
     import trio
 
     from fsd.cli.processes import child_environment
-    from fsd.mount import mountinfo
+    from fsd.mount import serving
     from fsd.mount.options import parse
     from fsd.plugin.mounts import Mounts
     from fsd.plugin.serve import PluginRequest, run_plugin
@@ -47,7 +47,7 @@ def run(settings: dict[str, Any]) -> int:
         (sys.executable, "-m", "fsd.cli"), child_environment(), addresses, settings["volumes"], settings["options"]
     )
     name = os.path.basename(settings["socket"]).removesuffix(".sock")
-    uses = os.path.join(mountinfo.daemon_directory(), "plugin", f"{name}.json")
+    uses = os.path.join(serving.directory(), "plugin", f"{name}.json")
     request = PluginRequest(settings["socket"], uses, mounts)
     fd = settings["ready_fd"]
 

@@ -16,6 +16,7 @@ import trio
 
 from fsd.core.errors import Busy, DeadlineExceeded, MissingOnHost
 from fsd.mount import mountinfo
+from fsd.mount.mountpoint import is_dead
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Mounts:
     async def mount(self, volume: str) -> str:
         """The path, mounted and answering. Raises MissingOnHost, Busy, DeadlineExceeded."""
         path = self.path(volume)
-        if self.mounted(volume) is None or await trio.to_thread.run_sync(mountinfo.is_dead, path):
+        if self.mounted(volume) is None or await trio.to_thread.run_sync(is_dead, path):
             with contextlib.suppress(FileExistsError):
                 os.makedirs(path, mode=0o700)
             words = ["mount", self.source(volume), path]
