@@ -21,9 +21,8 @@ from fsd.client.file import File, FileHandle, content_of
 from fsd.client.replay import Handle, Pending, Restored, load
 from fsd.client.session import SessionReplaced
 from fsd.client.state import ClientState, Unlogged, subject_of
-from fsd.core.errors import CorruptData, FsError, ProtocolError, WriteLost
+from fsd.core.errors import CorruptData, FsError, PosixError, ProtocolError, WriteLost
 from fsd.core.ids import Ino, RequestNumber
-from fsd.namespace.operations import Operation
 from fsd.protocol.metadata import Entry, InspectInode, LeaseMode
 from fsd.runtime.state import StateDirectory
 from fsd.wire.codec import number_of_message
@@ -129,9 +128,8 @@ class Resume:
         core, session = self._core, self._core.session.id
         same = session == self._restored.basis.session
         requests = list(self._restored.requests.values()) if same else []
-        for pending in self._restored.requests.values():
-            if not same and pending.call:
-                self._settle(pending, done=False)
+        if not same:
+            self.answers.lose_all()
         async with trio.open_nursery() as nursery:
             for pending in requests:
                 if pending.urgent:
@@ -155,19 +153,21 @@ class Resume:
 
     async def _carry_out(self, pending: Pending) -> None:
         """Ask again, under the same number, what may have been carried out."""
-        done = False
+        operation, call = pending.request.operation, pending.call
+        kind = number_of_message(operation)
         try:
             await self._core.session.carry_out(pending.request)
-            done = True
+        except PosixError as error:
+            log.debug("%s was refused: %s", operation, error)
+            if call:
+                self.answers.settle(call, kind, None)
         except (FsError, SessionReplaced) as error:
-            log.info("%s: %s", type(pending.request.operation).__name__, error)
-        finally:
-            if pending.call:
-                self._settle(pending, done=done)
-
-    def _settle(self, pending: Pending, *, done: bool) -> None:
-        operation: Operation = pending.request.operation
-        self.answers.settle(pending.call, number_of_message(operation), subject_of(operation) if done else None)
+            log.warning("nobody knows whether %s was carried out: %s", operation, error)
+            if call:
+                self.answers.lose(call, kind)
+        else:
+            if call:
+                self.answers.settle(call, kind, subject_of(operation))
 
     async def _load(self, file: File) -> None:
         """Where the bytes below the unwritten ones are. Without a lease, which the session has and nobody can be given."""

@@ -27,10 +27,11 @@ def main() -> int:
 
 
 def hunt(name: str) -> int:
-    from tests.simulation.mutations import MUTATIONS  # it touches everything
+    from tests.simulation.mutations import MUTATIONS  # they touch everything
+    from tests.simulation.mutations_of_daemons import MUTATIONS_OF_DAEMONS
 
     missed = 0
-    for mutation in MUTATIONS:
+    for mutation in [*MUTATIONS, *MUTATIONS_OF_DAEMONS]:
         if name in ("all", mutation.name):
             begin = time.monotonic()
             outcome = mutation.hunt()

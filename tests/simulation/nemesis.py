@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fsd.protocol.chunk import ChunkWritten, Replicate, WriteChunk
-from fsd.protocol.metadata import Executed
+from fsd.protocol.metadata import BatchExecuted, Execute, ExecuteBatch, Executed, Recalled
 from fsd.wire.codec import number_of
 from fsd.wire.frame import Frame
 from tests.simulation.host import Host
@@ -125,6 +125,38 @@ class Nemesis:
             await trio.sleep(self.random.uniform(0, 3))
             if not host.up:
                 host.boot()
+
+    async def kill_daemon(self) -> None:
+        """A client's process dies, its host does not."""
+        host = self.client()
+        if host is not None:
+            self.cluster.kill_daemon(host)
+            await self.boot_daemon(host)
+
+    async def boot_daemon(self, host: Host) -> None:
+        await trio.sleep(self.random.choice((0.01, 0.2, 0.2, 1.0, 3.0, 14.0)))
+        if not host.up:
+            host.boot()
+
+    async def kill_daemon_in_the_act(self) -> None:
+        """It dies when it has just sent something, or just before the answer arrives."""
+        message = self.random.choice(
+            (Execute, ExecuteBatch, WriteChunk, Executed, BatchExecuted, ChunkWritten, Recalled)
+        )
+        clients = {host.name for host in self.cluster.clients}
+        victims: list[Host] = []
+
+        def strike(end: End) -> None:
+            victims.append(self.host(end.host if end.host in clients else end.other.host))
+            self.kernel.after(self.random.choice((0.0001, 0.002, 0.01)), self.kill_daemon_now, victims[0])
+
+        if await self.ambush(message, strike):
+            await trio.sleep(0.02)
+            await self.boot_daemon(victims[0])
+
+    def kill_daemon_now(self, host: Host) -> None:
+        if host.up and host in self.cluster.clients:
+            self.cluster.kill_daemon(host)
 
     async def pause_somebody(self) -> None:
         hosts = [host for host in self.cluster.hosts() if host.up]
@@ -332,6 +364,8 @@ MOMENTS: list[Fault] = [
 DISKS: list[Fault] = [Nemesis.fail_disk, Nemesis.corrupt_frames, Nemesis.slow_disk, Nemesis.kill_node]
 ROT: list[Fault] = [Nemesis.flip_bits, Nemesis.flip_bits, Nemesis.corrupt_frames, Nemesis.clog]
 POWER: list[Fault] = [Nemesis.power_all, Nemesis.power_one, Nemesis.kill_client, Nemesis.clog]
+
+DAEMONS: list[Fault] = [Nemesis.kill_daemon, Nemesis.kill_daemon_in_the_act, Nemesis.kill_daemon_in_the_act]
 
 MIXES: tuple[list[Fault], ...] = (
     CALM,

@@ -25,6 +25,7 @@ from fsd.protocol.cluster import FsckReply, GetMap, GetStatus, MapReply, PauseMo
 from fsd.rpc.client import ChannelPool
 from fsd.wire.handshake import Hello
 from metadata.server import MetadataOptions, MetadataServer
+from tests.fakes import MemoryState
 from tests.simulation.check import (
     EMPTY_REGION,
     EMPTY_TREE,
@@ -37,7 +38,7 @@ from tests.simulation.check import (
 )
 from tests.simulation.host import Host, Process
 from tests.simulation.kernel import Fault, Kernel, LogWatch, Stuck
-from tests.simulation.nemesis import MIXES, Nemesis
+from tests.simulation.nemesis import DAEMONS, MIXES, Nemesis
 from tests.simulation.network import Fabric
 from tests.simulation.observe import Observer
 from tests.simulation.workload import CHUNK_SIZE, INLINE_LIMIT, Client, History, Worker, prepare, verify
@@ -67,12 +68,14 @@ class Plan:
     faults: tuple[Any, ...] = ()
     strikes: int = 6
     strike_pause_s: float = 1.0
+    keeps_state: bool = False  # clients' daemons may die alone
     power_loss_at_end: bool = False  # of all servers at once, when all is quiet; then everything is read again
 
     @staticmethod
     def of(seed: int) -> "Plan":
         random = Random(f"plan {seed}")
         faults = random.choice(MIXES)
+        daemons = Random(f"daemons {seed}").random() < 0.2
         nodes = random.choice((2, 3, 3, 3, 4))
         replicas = random.choice((2, 2, 2, 3)) if nodes > 2 else 2
         return Plan(
@@ -87,7 +90,8 @@ class Plan:
             replicas=replicas,
             min_replicas=random.choice((1, 1, 2)),
             pg_count=random.choice((2, 4, 8)),
-            faults=tuple(faults),
+            faults=(*faults, *DAEMONS) if daemons else tuple(faults),
+            keeps_state=daemons,
             strikes=random.randint(1, 8),
             strike_pause_s=random.choice((0.3, 1.0, 2.0)),
             power_loss_at_end=random.random() < 0.3,
@@ -128,6 +132,8 @@ class Cluster:
         self.work: dict[str, list[int]] = {
             host.name: [plan.steps] * plan.workers + [plan.steps * 5] * plan.watchers for host in self.clients
         }
+        self.states = {host.name: MemoryState() for host in self.clients}
+        self.survivors: dict[str, Client] = {}  # clients whose daemon is dead
         self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
         self._prepared = trio.Event()
         self._admin_ready = trio.Event()
@@ -176,17 +182,26 @@ class Cluster:
     async def _run_client(self, process: Process) -> None:
         name = process.host.name
         work = self.work[name]
-        async with open_filesystem(process.runtime, (METADATA,), "default", self.client_options(process)) as fs:
+        state = self.states[name].life() if self.plan.keeps_state else None
+        async with open_filesystem(
+            process.runtime, (METADATA,), "default", self.client_options(process), None, state
+        ) as fs:
             if name == "c1" and not self._prepared.is_set():
                 await prepare(fs)
                 self._prepared.set()
             await self._prepared.wait()
-            client = Client(fs, self.history, f"{name}.{process.number}", 0, self.plan.think_s)
+            client = self.survivors.pop(name, None)
+            if client is not None:
+                client.go_on(fs)
+            else:
+                client = Client(fs, self.history, f"{name}.{process.number}", 0, self.plan.think_s)
             process.app = client
             await client.learn()
+            if not client.workers:
+                client.workers = [self._worker(client, index) for index in range(len(work))]
             async with trio.open_nursery() as nursery:
-                for index, steps in enumerate(work):
-                    nursery.start_soon(self._work, client, work, index, steps)
+                for index, worker in enumerate(client.workers):
+                    nursery.start_soon(self._work, worker, work, index)
         client.closed()
         self.done[name].set()
 
@@ -199,13 +214,16 @@ class Cluster:
             metadata_cache_entries=64,
         )
 
-    async def _work(self, client: Client, work: list[int], index: int, steps: int) -> None:
+    def _worker(self, client: Client, index: int) -> Worker:
         readers = self.plan.readers or index >= self.plan.workers
-        worker = Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=readers)
-        while work[index] > 0:
-            work[index] -= 1
+        return Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=readers)
+
+    async def _work(self, worker: Worker, work: list[int], index: int) -> None:
+        while work[index] > 0 or worker.waiting is not None:
+            steps = min(1, work[index])
+            work[index] -= steps
             try:
-                await worker.run(1)
+                await worker.run(steps)
             except Fault as fault:
                 self.fail(str(fault))
                 return
@@ -224,8 +242,22 @@ class Cluster:
     def kill_client(self, host: Host) -> None:
         client = host.process.app if host.process is not None else None
         host.kill()
+        self.states[host.name] = MemoryState()
+        client = self.survivors.pop(host.name, client)
         if isinstance(client, Client):
-            client.lost(client.session_seen)  # it may have been evicted since then, and never have heard of it
+            client.die()
+
+    def kill_daemon(self, host: Host) -> None:
+        """kill -9 of the client's process alone: its write-back log is kept, and its calls wait for the next one."""
+        client = host.process.app if host.process is not None else None
+        if not self.plan.keeps_state:
+            self.kill_client(host)
+            return
+        if isinstance(client, Client):
+            client.daemon_died = True
+            self.survivors[host.name] = client
+        host.kill()
+        self.states[host.name].crash()
 
     # --- looking ---
 

@@ -10,13 +10,14 @@ fail the run at once.
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
 from typing import Any
 
 import trio
 
+from fsd.client.calls import CALL, RESENT
 from fsd.client.file import FileHandle
 from fsd.client.filesystem import Caller, FileSystem
 from fsd.core.errors import AlreadyExists, CorruptData, FsError, NotFound, PosixError, StaleHandle
@@ -47,6 +48,18 @@ EXPECTED = (CorruptData,)  # where a bit was flipped: a definite error, instead 
 
 def pattern(number: int, length: int) -> bytes:
     return (number.to_bytes(4, "big") * (length // 4 + 1))[:length]
+
+
+@dataclass
+class Call:
+    """A system call under way."""
+
+    unique: int
+    kind: str
+    argument: Any
+    call: Callable[[], Awaitable[Any]]
+    note: Callable[[Operation], None]
+    operation: Operation
 
 
 @dataclass
@@ -97,11 +110,23 @@ class Worker:
     def __init__(self, client: "Client", random: Random, *, readers: bool = False) -> None:
         self.weights = self.READER_WEIGHTS if readers else self.WEIGHTS
         self.client = client
-        self.fs: FileSystem = client.fs
         self.history = client.history
         self.random = random
+        self.waiting: Call | None = None  # for an answer of a daemon that is dead
+
+    @property
+    def fs(self) -> FileSystem:
+        """That of the daemon which runs now."""
+        return self.client.fs
 
     async def run(self, steps: int) -> None:
+        if self.waiting is not None:
+            call, self.waiting = self.waiting, None
+            try:
+                await self.carry_out(call, resent=True)
+            except EXPECTED:
+                if not self.history.corrupt_allowed:
+                    raise
         for _ in range(steps):
             if self.random.random() < 0.7:
                 await trio.sleep(self.random.uniform(0, self.client.think_s))
@@ -119,9 +144,27 @@ class Worker:
         """Run `call` and note what came of it. An error that says nothing definite leaves the end open."""
         start = self.history.tick()
         operation = Operation(self.client.name, kind, argument, None, start, inf)
+        self.client.calls += 2
+        return await self.carry_out(Call(self.client.calls, kind, argument, call, note, operation), resent=False)
+
+    async def carry_out(self, asked: "Call", *, resent: bool) -> Any:
+        """As the kernel does: what a dead daemon has not answered is asked of the next."""
+        kind, argument, note, operation = asked.kind, asked.argument, asked.note, asked.operation
+        CALL.set(asked.unique | (RESENT if resent else 0))
         try:
-            result = await call()
-        except (trio.Cancelled, Fault):
+            result = await asked.call()
+        except trio.Cancelled:
+            if self.client.daemon_died:
+                self.waiting = asked
+            else:
+                note(operation)
+            raise
+        except StaleHandle:
+            if not resent:
+                raise
+            self.client.calls += 2  # what the dead daemon made is gone already: the kernel begins anew
+            return await self.carry_out(replace(asked, unique=self.client.calls), resent=False)
+        except Fault:
             note(operation)
             raise
         except FsError as error:
@@ -249,7 +292,12 @@ class Worker:
 
         async def call() -> int:
             inode, handle = await self.fs.create(
-                ROOT, self.client.directories[directory], name, 0o644, os.O_RDWR | os.O_EXCL
+                ROOT,
+                self.client.directories[directory],
+                name,
+                0o644,
+                os.O_RDWR | os.O_EXCL,
+                number=self.client.new_number(),
             )
             self.client.open.append(handle)
             return inode.ino
@@ -376,7 +424,8 @@ def slot_name(directory: bytes, name: bytes) -> str:
 
 
 class Client:
-    """One life of a client: its handles, and what is known of its buffers."""
+    """One life of a client, in which its daemon may die and be followed by another: its handles, and what is known of its
+    buffers."""
 
     def __init__(self, fs: FileSystem, history: History, name: str, steps: int, think_s: float) -> None:
         self.fs = fs
@@ -388,8 +437,35 @@ class Client:
         self.open: list[FileHandle] = []
         self.unsynced: list[bytes] = []
         self.evictions = 0
+        self.ever_evicted = False
+        self.daemon_died = False
+        self.calls = 0
+        self.workers: list[Worker] = []
+        self._numbers = 0
         self._handles: dict[bytes, FileHandle] = {}
         self.session_seen = history.tick()
+
+    def new_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def go_on(self, fs: FileSystem) -> None:
+        """With another daemon. Handles are the kernel's, and are named to it by their numbers."""
+        self.fs, self.evictions, self.daemon_died = fs, 0, False
+        handles = fs.restored_handles
+        try:
+            self._handles = {name: handles[handle.number] for name, handle in self._handles.items()}
+            self.open = [handles[handle.number] for handle in self.open]
+        except KeyError as error:
+            raise Fault(f"{self.name}: handle {error} is not known to the next daemon") from None
+        self.look_at_session()
+
+    def die(self) -> None:
+        """The client's host is gone: calls that waited for the next daemon are never answered."""
+        for worker in self.workers:
+            if worker.waiting is not None:
+                worker.waiting.note(worker.waiting.operation)
+        self.lost(self.session_seen)  # it may have been evicted since then, and never have heard of it
 
     async def learn(self) -> None:
         for name in DIRECTORIES:
@@ -398,7 +474,7 @@ class Client:
     async def handle(self, name: bytes, flags: int = os.O_RDWR) -> FileHandle:
         while name not in self._handles:
             inode = await self.fs.lookup(ROOT_INO, name)
-            handle = await self.fs.open(inode.ino, flags)
+            handle = await self.fs.open(inode.ino, flags, number=self.new_number())
             if name in self._handles:
                 await self.fs.release(handle)
             else:
@@ -409,13 +485,14 @@ class Client:
         """Errors that a hard mount may show: what an eviction took away; corruption where bits were flipped."""
         if isinstance(error, CorruptData):
             return self.history.corrupt_allowed
-        return self.evictions > 0 and (isinstance(error, StaleHandle) or not isinstance(error, PosixError))
+        return self.ever_evicted and (isinstance(error, StaleHandle) or not isinstance(error, PosixError))
 
     def look_at_session(self) -> None:
         """Note an eviction: what was in the buffers at some time since the last look is gone."""
         evictions = self.fs.statistics().get("evictions", 0)
         if evictions != self.evictions:
             self.evictions = evictions
+            self.ever_evicted = True
             self.unsynced.clear()
             self.lost(self.session_seen)
         self.session_seen = self.history.tick()
