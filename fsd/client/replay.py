@@ -224,8 +224,9 @@ def _replay_bytes(restored: Restored, kind: int, meta: bytes, data: memoryview) 
         file.give_back()
         restored.flushing.pop(file.ino, None)
     elif kind == FLUSHED:
-        ino, has_times = FLUSHED_META.unpack(meta)
+        ino, touched, has_times = FLUSHED_META.unpack(meta)
         file = restored.file(ino)
+        file.touched = bool(touched)
         if not has_times:
             file.times = None
         file.flushed()

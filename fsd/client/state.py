@@ -52,7 +52,7 @@ WRITTEN_META = struct.Struct("<QQqQ")  # inode, offset, time, call
 TIMES_META = struct.Struct("<QQBqqqq")  # inode, call, has times, mtime shown, atime, mtime, ctime
 TAKEN_META = struct.Struct("<QQ")  # inode, one past the last chunk taken
 INODE = struct.Struct("<Q")
-FLUSHED_META = struct.Struct("<QB")  # inode, has times to set still
+FLUSHED_META = struct.Struct("<QBB")  # inode, touched still, has times to set still
 CUT_META = struct.Struct("<QQBB")  # inode, size, touched, has times
 REPLACED_META = struct.Struct("<QQQBB")  # inode, chunk, offset, which map, first of the chunk
 OPENED_META = struct.Struct("<QQQI")  # number, inode, call, flags
@@ -403,7 +403,7 @@ class ClientState(Unlogged):
                 self._log.move(("f", file.ino, chunk), ("d", file.ino, chunk))
 
     def flushed(self, file: "File") -> None:
-        self._append(FLUSHED, FLUSHED_META.pack(file.ino, file.times is not None))
+        self._append(FLUSHED, FLUSHED_META.pack(file.ino, file.touched, file.times is not None))
         for chunk in file.flushing.chunks():
             self._let_go(("f", file.ino, chunk))
         self._forget_clean(file)

@@ -228,6 +228,25 @@ async def test_a_process_that_suspends_leaves_everything_to_the_next(autojump_cl
             assert await fs.read(fs.restored_handles[1], 0, 9) == b"bytes"
 
 
+async def test_a_time_that_a_flush_left_to_a_later_one_is_not_lost(autojump_clock, state):
+    async with cluster() as c:
+        async with c.process(state, write_back_age_s=100.0) as fs:
+            inode, handle = await fs.create(ROOT, ROOT_INO, b"f", 0o644, os.O_RDWR, number=1)
+            await fs.write(handle, 0, bytes(100_000))
+            await fs.fsync(handle)
+            await trio.sleep(5)
+            await fs.write(handle, 10, b"in place")
+            shown = await fs.getattr(inode.ino)
+            await fs.fsync(handle, data_only=True)
+            assert handle.file.owes_time_only
+        async with c.process(state) as fs:
+            assert (await fs.getattr(inode.ino)).mtime_ns == shown.mtime_ns
+            await fs.setattr(ROOT, inode.ino, atime_ns=5, mtime_ns=6)
+        async with c.process(state) as fs:
+            after = await fs.getattr(inode.ino)
+            assert (after.atime_ns, after.mtime_ns) == (5, 6)
+
+
 async def test_a_clean_end_leaves_nothing(autojump_clock, state):
     async with cluster() as c:
         async with c.process(state) as fs:

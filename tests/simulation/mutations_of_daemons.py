@@ -1,4 +1,4 @@
-"""Planted bugs in what lets another process go on with a client's session (fsd.client.resume); see tests.simulation.mutations."""
+"""Planted bugs in what lets another process go on with a client's session; see tests.simulation.mutations."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A client's process dies alone, again and again, and nothing that it answered is lost: seeds of their own, and planted bugs."""
+"""A client's process dies alone, again and again; nothing that it answered is lost: seeds of their own, planted bugs."""
 
 import dataclasses
 
