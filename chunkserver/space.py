@@ -107,7 +107,7 @@ class BlockSpace:
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    async def read(self, location: int, length: int, start: int = 0) -> bytes:
+    async def read(self, location: int, length: int, start: int = 0) -> Buffer:
         """`length` bytes of a block from `start` on, over following blocks of its segment too."""
         segment, offset = self._place(location)
         return await self._segments.read(segment, offset + start, length)

@@ -158,6 +158,7 @@ def _be_a_daemon(settings: dict[str, Any], request: "MountRequest") -> int:
     from fsd.cli import failure
     from fsd.mount.daemon import run_daemon
     from fsd.mount.supervised import Supervisor
+    from fsd.runtime import memory
     from fsd.runtime.local import real_runtime
 
     logs.set_up(settings["log"], settings["log_level"])
@@ -174,6 +175,7 @@ def _be_a_daemon(settings: dict[str, Any], request: "MountRequest") -> int:
         )  # but while it serves: what has to be written back is not left because of them
     supervisor = Supervisor(settings["daemon_fd"], supervisor_has_gone)
     try:
+        memory.settle()
         trio.run(run_daemon, real_runtime(), request, supervisor)
     except Exception as error:
         supervisor.fail(*failure.explain(error))

@@ -17,7 +17,7 @@ import trio
 from fsd.cli import logs, readiness
 from fsd.core.config import Option
 from fsd.core.errors import ConfigurationError
-from fsd.runtime import Runtime, notify
+from fsd.runtime import Runtime, memory, notify
 from fsd.runtime.local import LocalDirectory, real_runtime
 from fsd.runtime.storage import DataDirectory
 
@@ -55,6 +55,7 @@ Make = Callable[[Runtime, DataDirectory], Serving]
 def serve(settings: dict[str, Any], make: Make) -> int:
     """Run the server that `make` gives on its data directory until SIGTERM or SIGINT."""
     logs.set_up(settings["log"], settings["log_level"])
+    memory.settle()
     trio.run(_serve, settings, make)
     return 0
 

@@ -14,6 +14,7 @@ from fsd.runtime import Runtime
 from fsd.runtime.rocks import RocksKeyValue
 from fsd.runtime.storage import KeyValue, Segments, SegmentWrite, Space
 from fsd.runtime.tcp import TcpNetwork
+from fsd.wire.frame import Buffer
 
 _LOCK = "lock"
 SPACE_AGE_S = 0.05  # of a segment directory's free space
@@ -166,13 +167,13 @@ class LocalSegments:
             os.unlink(name)
             raise _translate(error, name) from None
 
-    async def read(self, segment: int, offset: int, length: int) -> bytes:
+    async def read(self, segment: int, offset: int, length: int) -> Buffer:
         self._check()
         fd = self._files[segment]
         buffer = bytearray(length)
         try:
             if os.preadv(fd, [buffer], offset, os.RWF_NOWAIT) == length:
-                return bytes(buffer)
+                return buffer
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
                 raise self._fail(DiskFailed(f"{self._file_name(segment)}: {error.strerror}")) from None

@@ -67,7 +67,7 @@ class Segments(Protocol):
         """Preallocate one more segment, durably; its number. Raises NoSpace before anything is promised."""
         ...
 
-    async def read(self, segment: int, offset: int, length: int) -> bytes:
+    async def read(self, segment: int, offset: int, length: int) -> Buffer:
         """Exactly `length` bytes."""
         ...
 
