@@ -45,7 +45,8 @@ def mount(words: Sequence[str]) -> int:
         return _check(rest[0], listing)
     from fsd.cli.main import run_command
 
-    code = run_command("mount", [*rest, "-o", listing, "--helper"], {})
+    waits = ["--wait"] if "_netdev" in listing.split(",") else []  # at boot: the servers may boot, too
+    code = run_command("mount", [*rest, "-o", listing, *waits], {})
     if code == exits.OK and "-v" in flags:
         print(f"mount.fsd: {rest[0]} mounted on {rest[1]}.")
     return _CODES.get(code, FAILURE)

@@ -26,8 +26,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("options", config.text, "mount options (docs/operations.md)", default="", metavar="LIST", short="-o"),
     Option("foreground", config.switch, "stay in the foreground", default=False, switch=True),
     Option("connect_timeout_s", config.seconds, "give up if the cluster does not answer", default=20.0, metavar="S"),
-    # Called for mount(8): fsd/cli/helper.py
-    Option("helper", config.switch, "", default=False, switch=True, hidden=True),
+    Option("wait", config.switch, "wait for servers that are not up yet", default=False, switch=True),
     *logs.LOG_OPTIONS,
     readiness.READY_FD,
     Option("new_session", config.switch, "", default=False, switch=True, hidden=True),  # setsid, once mounted
@@ -59,7 +58,8 @@ def run(settings: dict[str, Any]) -> int:
         from fsd.mount.daemon import MountRequest
 
         return _be_a_daemon(
-            settings, MountRequest(metadata, volume, mountpoint, options, settings["connect_timeout_s"])
+            settings,
+            MountRequest(metadata, volume, mountpoint, options, settings["connect_timeout_s"], settings["wait"]),
         )
     source = f"{','.join(metadata)}:/{volume}"
     if settings["foreground"]:

@@ -49,6 +49,7 @@ class MountRequest:
     mountpoint: str
     options: MountOptions
     connect_timeout_s: float
+    wait: bool = False  # also while nobody listens there
 
     @property
     def source(self) -> str:
@@ -63,7 +64,7 @@ async def run_daemon(runtime: Runtime, request: MountRequest, supervisor: Superv
     await supervisor.say(Kind.WARM)
     go = await supervisor.told(Kind.GO)
     later = bool(go.code)
-    if not later:
+    if not later and not request.wait:
         await check_metadata_server(runtime, request.metadata)
     client = request.options.client
     operations = Operations(None if client.hard else client.timeout_s)

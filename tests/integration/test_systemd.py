@@ -150,6 +150,17 @@ def test_a_mount_unit_mounts_and_its_stop_unmounts_with_everything_written(machi
     assert machine.show("fsd-mount@data", "Result") == "success"
 
 
+def test_a_mount_waits_for_servers_that_boot_too(machine):
+    stop_all(machine)
+    machine.do("systemctl", "start", "--no-block", "fsd-mount@data")
+    eventually(lambda: pid(machine, "fsd-mount@data") != "0", 30)
+    machine.do("systemctl", "start", *SERVERS, timeout_s=100)
+    machine.await_state("fsd-mount@data")
+    assert restarts(machine, "fsd-mount@data") == 0
+    machine.do("systemctl", "start", "fsd-servers.target", "fsd.target")
+    machine.do("systemctl", "stop", "fsd-mount@data", timeout_s=150)
+
+
 def test_containers_start_after_the_mount_and_stop_before_it(machine):
     """A service in docker's place: it must see the mount whenever it runs."""
     looks = "grep -q ' /srv/data .* fuse.fsd ' /proc/self/mountinfo"
@@ -197,6 +208,16 @@ def test_fstab_mounts_at_boot(machine):
         assert "fsd-servers.target" in machine.show("mnt-boot.mount", "After")
         machine.shell("echo by fstab >/mnt/boot/by-fstab")
     assert not machine.mounted("/mnt/boot")
+
+
+def test_fstab_mounts_on_first_access_and_idle_it_is_unmounted(machine):
+    with fstab(machine, "/mnt/auto", "_netdev,nofail,noauto,x-systemd.automount,x-systemd.idle-timeout=2"):
+        machine.do("systemctl", "start", "mnt-auto.automount")
+        assert not machine.mounted("/mnt/auto")
+        machine.shell("echo by automount >/mnt/auto/by-automount")
+        assert machine.mounted("/mnt/auto")
+        eventually(lambda: not machine.mounted("/mnt/auto"), 60, lambda: machine.journal("-n", "20"))
+        assert machine.do("cat", "/mnt/auto/by-automount") == "by automount"
 
 
 @contextlib.contextmanager
