@@ -27,11 +27,15 @@ def main() -> int:
 
 
 def hunt(name: str) -> int:
-    from tests.simulation.mutations import MUTATIONS  # they touch everything
-    from tests.simulation.mutations_of_daemons import MUTATIONS_OF_DAEMONS
+    from tests.simulation import mutations, mutations_of_daemons, mutations_of_flushes, mutations_of_members
 
     missed = 0
-    for mutation in [*MUTATIONS, *MUTATIONS_OF_DAEMONS]:
+    for mutation in [
+        *mutations.MUTATIONS,
+        *mutations_of_members.MUTATIONS,
+        *mutations_of_flushes.MUTATIONS,
+        *mutations_of_daemons.MUTATIONS_OF_DAEMONS,
+    ]:
         if name in ("all", mutation.name):
             begin = time.monotonic()
             outcome = mutation.hunt()

@@ -3,7 +3,7 @@
 import trio
 
 from fsd.cluster.map import Row
-from fsd.protocol.chunk import Replicate
+from fsd.protocol.chunk import ChunkWritten, Replicate, WriteChunk
 from tests.simulation.host import Host
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import End
@@ -110,3 +110,36 @@ async def lonely_primary(nemesis: Nemesis) -> None:
         await trio.sleep(12)
         if not primary.up:
             primary.boot()
+
+
+async def kill_flusher(nemesis: Nemesis) -> None:
+    """A client dies at some moment of a flush: with its bytes on the way, prepared, committed, applied."""
+    kind = nemesis.random.choice((WriteChunk, WriteChunk, ChunkWritten))
+    after_s = nemesis.random.choice((0.0, 0.001, 0.002, 0.004, 0.008, 0.02, 0.1))
+
+    def strike(end: End) -> None:
+        name = end.host if kind is WriteChunk else end.other.host
+        for host in nemesis.cluster.clients:
+            if host.name == name:
+                nemesis.kernel.after(after_s, kill_now, nemesis, host)
+
+    if await nemesis.ambush(kind, strike):
+        await trio.sleep(nemesis.random.choice((0.05, 0.5, 3.0)))
+        await nemesis.boot_all()
+
+
+async def kill_primary_of_a_flush(nemesis: Nemesis) -> None:
+    """What was prepared must be known to whoever leads next."""
+    after_s = nemesis.random.choice((0.001, 0.005, 0.02, 0.3))
+    struck: list[Host] = []
+
+    def strike(end: End) -> None:
+        struck.append(nemesis.host(end.other.host))
+        nemesis.kernel.after(after_s, struck[0].kill)
+
+    if await nemesis.ambush(WriteChunk, strike):
+        await trio.sleep(nemesis.random.choice((0.05, 1.0)))
+        if nemesis.random.random() < 0.5:
+            kill_now(nemesis, nemesis.random.choice(nemesis.cluster.clients))
+        await trio.sleep(nemesis.random.choice((0.5, 3.0)))
+        await nemesis.boot_all()

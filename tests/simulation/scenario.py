@@ -26,6 +26,8 @@ from fsd.rpc.client import ChannelPool
 from fsd.wire.handshake import Hello
 from metadata.server import MetadataOptions, MetadataServer
 from tests.fakes import MemoryState
+from tests.simulation.boundary import Flusher, OwnFile
+from tests.simulation.boundary import verify as verify_own
 from tests.simulation.check import (
     EMPTY_REGION,
     EMPTY_TREE,
@@ -69,6 +71,7 @@ class Plan:
     strikes: int = 6
     strike_pause_s: float = 1.0
     keeps_state: bool = False  # clients' daemons may die alone
+    flushers: bool = False  # each client has a file of its own, looked at for being at a flush boundary
     power_loss_at_end: bool = False  # of all servers at once, when all is quiet; then everything is read again
 
     @staticmethod
@@ -95,6 +98,7 @@ class Plan:
             strikes=random.randint(1, 8),
             strike_pause_s=random.choice((0.3, 1.0, 2.0)),
             power_loss_at_end=random.random() < 0.3,
+            flushers=seed % 4 == 2,
         )
 
 
@@ -134,6 +138,7 @@ class Cluster:
         }
         self.states = {host.name: MemoryState() for host in self.clients}
         self.survivors: dict[str, Client] = {}  # clients whose daemon is dead
+        self.own = {host.name: OwnFile(self.history, f"{host.name}.own".encode(), plan.steps) for host in self.clients}
         self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
         self._prepared = trio.Event()
         self._admin_ready = trio.Event()
@@ -202,7 +207,13 @@ class Cluster:
             async with trio.open_nursery() as nursery:
                 for index, worker in enumerate(client.workers):
                     nursery.start_soon(self._work, worker, work, index)
+                if self.plan.flushers:
+                    nursery.start_soon(self._flush, client, self.own[name])
         client.closed()
+        if client.evictions == 0:
+            self.own[name].synced()
+        else:
+            self.own[name].lost()
         self.done[name].set()
 
     def client_options(self, process: Process) -> ClientOptions:
@@ -228,6 +239,12 @@ class Cluster:
                 self.fail(str(fault))
                 return
 
+    async def _flush(self, client: Client, own: OwnFile) -> None:
+        try:
+            await Flusher(client, own, Random(f"flusher {self.kernel.random.random()}")).run()
+        except Fault as fault:
+            self.fail(str(fault))
+
     async def _run_admin(self, process: Process) -> None:
         async with trio.open_nursery() as nursery:
             self._pool = ChannelPool(process.runtime, nursery, lambda: Hello("cli", "admin", "0"))
@@ -245,6 +262,7 @@ class Cluster:
         self.states[host.name] = MemoryState()
         client = self.survivors.pop(host.name, client)
         if isinstance(client, Client):
+            self.own[host.name].lost()
             client.die()
 
     def kill_daemon(self, host: Host) -> None:
@@ -255,6 +273,7 @@ class Cluster:
             return
         if isinstance(client, Client):
             client.daemon_died = True
+            self.own[host.name].lost()  # or not: what its last call did is not known
             self.survivors[host.name] = client
         host.kill()
         self.states[host.name].crash()
@@ -381,6 +400,8 @@ class Cluster:
                 await client.learn()
                 try:
                     await verify(client)
+                    for own in self.own.values():
+                        await verify_own(client, own)
                 except Fault as fault:
                     self.fail(str(fault))
             finished.set()
