@@ -74,7 +74,7 @@ class Sessions:
         """Bring back the sessions of the last life; each gets its ttl again to resume. One that was fenced is gone."""
         now = self._clock.monotonic()
         for record in self._store.sessions():
-            state = Session(record, now, resumed=False)
+            state = Session(record, now, since=now, resumed=False)
             state.results.update(self._store.results(record.session))
             if self._authority.map.is_fenced(record.session):
                 self._forget(state)

@@ -214,6 +214,10 @@ class LockService:
             log.error("session %d says that it holds a %s lock of inode %d: %s, others do", session, space, ino, held)
         self._wake(layer, restated.woken)
 
+    def counts(self) -> Counter[SessionId]:
+        """How many ranges each session holds, as far as the server knows."""
+        return Counter(session_of(held) for table in self._tables.values() for _, held, _ in table.everything())
+
     def claims(self, live: LiveSession) -> tuple[HeldLock, ...]:
         """What the session holds, for its client's next process."""
         layer, session = live.state.layer, live.state.session

@@ -164,7 +164,7 @@ class MetadataServer:
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
                 flushes=FlushService(store, sessions),
-                status=StatusService(runtime.clock, store, authority, sessions, collector, space),
+                status=StatusService(runtime.clock, store, authority, sessions, collector, space, locks),
                 administration=AdministrationService(runtime.clock, store, authority, sessions, collector.wake),
                 failed=self._fail,
             )

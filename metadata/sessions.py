@@ -27,6 +27,7 @@ class Session:
     record: SessionRecord
     heard: float
     address: str = ""
+    since: float = 0.0  # when it was opened, or loaded
     resumed: bool = True
     evicting: bool = False
     floor: RequestNumber = RequestNumber(1)

@@ -1,6 +1,7 @@
 """Questions of administrators: figures, the check of the whole tree, what is stored of one inode or layer."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 import trio
@@ -8,7 +9,7 @@ import trio
 from fsd import __version__
 from fsd.cluster.map import ClusterMap, Node, NodeState, Row, pool_of
 from fsd.core.errors import NotFound, SessionUnknown
-from fsd.core.ids import Ino, NodeId
+from fsd.core.ids import Ino, NodeId, SessionId
 from fsd.namespace import keys
 from fsd.namespace.fsck import check
 from fsd.namespace.records import NO_DATA, Dentry, Inode, Volume
@@ -33,6 +34,7 @@ from metadata.authority import Authority
 from metadata.collector import Collector
 from metadata.leases import InodeKey
 from metadata.live import LiveSession, Sessions
+from metadata.locks import LockService
 from metadata.space import Space
 from metadata.store import Store
 
@@ -78,8 +80,16 @@ class StatusService:
     """Everything here reads; nothing is changed or repaired."""
 
     def __init__(
-        self, clock: Clock, store: Store, authority: Authority, sessions: Sessions, collector: Collector, space: Space
+        self,
+        clock: Clock,
+        store: Store,
+        authority: Authority,
+        sessions: Sessions,
+        collector: Collector,
+        space: Space,
+        locks: LockService,
     ) -> None:
+        self._locks = locks
         self._clock = clock
         self._store = store
         self._authority = authority
@@ -92,6 +102,7 @@ class StatusService:
         await trio.lowlevel.checkpoint()
         cluster = self._authority.map
         in_sync, degraded, down = health(cluster)
+        locks = self._locks.counts()
         return StatusReply(
             cluster.file_system,
             __version__,
@@ -101,7 +112,7 @@ class StatusService:
             in_sync,
             degraded,
             down,
-            tuple(self._session(live) for live in self._sessions.all()),
+            tuple(self._session(live, locks) for live in self._sessions.all()),
             tuple(self._store.volumes()),
             self._clock.monotonic() - self._started,
             self._collector.count(),
@@ -118,7 +129,7 @@ class StatusService:
         silent_s = -1.0 if heard is None else self._clock.monotonic() - heard
         return NodeStatus(node, self._authority.loads.get(node.node, NodeLoad()), silent_s)
 
-    def _session(self, live: LiveSession) -> SessionStatus:
+    def _session(self, live: LiveSession, locks: Counter[SessionId]) -> SessionStatus:
         state = live.state
         volume = self._store.volume(state.layer)
         return SessionStatus(
@@ -128,6 +139,8 @@ class StatusService:
             state.address,
             self._clock.monotonic() - state.heard,
             self._sessions.leases.count(state.session),
+            self._clock.monotonic() - state.since,
+            locks[state.session],
         )
 
     async def fsck(self, request: RunFsck) -> FsckReply:

@@ -10,13 +10,13 @@ from typing import Any
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.place import place_of
 from fsd.cluster.map import ClusterMap, Row, pg_of
 from fsd.core import config
 from fsd.core.config import Option
-from fsd.core.errors import ConfigurationError, FsError, NotFound
+from fsd.core.errors import FsError, NotFound
 from fsd.core.ids import ChunkId, Ino, Member, PgId
 from fsd.core.units import format_size
-from fsd.mount import mountinfo
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.chunk import ChunkSummary, InspectChunks
 from fsd.protocol.cluster import GetMap, ListVolumes
@@ -35,17 +35,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: dict[str, Any]) -> int:
-    path = os.path.abspath(str(settings["path"]))
-    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    mount = mountinfo.containing(path)
-    if mount is None or not mount.is_fsd:
-        raise ConfigurationError(f"{path} is not on a volume of fsd")
-    addresses, volume = config.mount_source(mount.source)
-    found_at = os.lstat(path)
-    ino = Ino(found_at.st_ino)
-    if stat.S_ISREG(found_at.st_mode):
+    place = place_of(str(settings["path"]))
+    path, volume, ino = place.path, place.volume, place.ino
+    if stat.S_ISREG(place.mode):
         _write_back(path)
-    settings["metadata"] = addresses
+    settings["metadata"] = place.addresses
 
     async def look(cluster: Cluster) -> dict[str, Any]:
         return await inspect(cluster, path, volume, ino, settings["chunks"])

@@ -226,6 +226,8 @@ class SessionStatus:
     address: str
     idle_s: float
     leases: int
+    age_s: float = 0.0  # since it was opened, or since the server was started
+    locks: int = 0  # that the server knows; a client that decides about a file by itself may have more
 
 
 @wire(429)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import struct
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import eventually
+from tests.integration.conftest import eventually, run_fsd
 
 OFD_SETLK, OFD_SETLKW = 37, 38
 HOLDER = """
@@ -157,6 +158,37 @@ def test_locked_counters_lose_nothing(a: Path, b: Path) -> None:
         processes = [subprocess.Popen(each) for each in words]
         assert [process.wait(60) for process in processes] == [0] * 4
         assert (b / "n").read_text() == "240"
+
+
+def told(cluster, *words: str) -> dict:  # type: ignore[no-untyped-def]
+    return json.loads(cluster.fsd(*words, "--json").stdout)
+
+
+def test_who_holds_what_is_told_and_a_session_can_be_evicted(cluster, a: Path, b: Path) -> None:  # type: ignore[no-untyped-def]
+    (a / "f").write_bytes(b"x" * 100)
+    with Holder(a / "f", "fcntl") as first, Holder(b / "f", "fcntl", wait=True) as waiter:
+        assert first.said() == "held"
+        eventually(lambda: len(told(cluster, "locks", str(a / "f"))["locks"]) == 2, 10)
+        held, waits = told(cluster, "locks", str(a / "f"))["locks"]
+        assert (held["pid"], held["space"], held["start"], held["end"]) == (first.process.pid, "posix", 0, None)
+        assert (waits["pid"], waits["waiting"], held["waiting"]) == (waiter.process.pid, True, False)
+        assert held["session"] != waits["session"]
+        leases = told(cluster, "leases", str(a / "f"))["leases"]
+        assert {row["session"] for row in leases} <= {held["session"], waits["session"]}
+        assert f"session {held['session']}" in cluster.fsd("locks", str(a / "f")).stdout
+        assert "inode" in cluster.fsd("leases", str(a / "f")).stdout
+        cluster_words = ("--data", str(cluster.data))
+        sessions = {row["session"]: row for row in told(cluster, "sessions", *cluster_words)["sessions"]}
+        assert sessions[held["session"]]["locks"] >= 1
+        assert sessions[held["session"]]["age_s"] >= held["age_s"]
+        refused = run_fsd("evict", str(held["session"]), *cluster_words)
+        assert refused.returncode != 0
+        assert "is lost" in refused.stderr
+        assert "--yes" in refused.stderr
+        assert told(cluster, "evict", str(held["session"]), "--yes", *cluster_words)["evicted"]
+        assert waiter.said() == "held"
+    assert (a / "f").read_bytes() == b"x" * 100  # the mount goes on
+    assert "there is no session" in run_fsd("evict", "999999", *cluster_words).stderr
 
 
 def test_the_locks_of_a_killed_mount_are_free_after_its_eviction(cluster, a: Path, b: Path) -> None:  # type: ignore[no-untyped-def]
