@@ -21,7 +21,6 @@ from fsd.core.errors import ConfigurationError
 if TYPE_CHECKING:
     from fsd.mount.daemon import MountRequest
 
-FUSE = "fuse"  # the descriptor's name in systemd's store
 OPTIONS: tuple[Option, ...] = (
     Option("options", config.text, "mount options (docs/operations.md)", default="", metavar="LIST", short="-o"),
     Option("foreground", config.switch, "stay in the foreground", default=False, switch=True),
@@ -121,16 +120,17 @@ def _supervise(settings: dict[str, Any], source: str, mountpoint: str, options: 
 def _adopted(settings: dict[str, Any], mountpoint: str) -> int | None:
     """The descriptor of a mount that is there already: given by its last daemon, or kept by systemd."""
     from fsd.mount import attach
+    from fsd.mount.supervisor import STORED
     from fsd.runtime import notify
 
-    fds = notify.passed().get(FUSE, [])
+    fds = notify.passed().get(STORED, [])
     if settings["adopt_fd"] is not None:
         fds.append(settings["adopt_fd"])
     for fd in fds:
         if attach.is_alive(fd):
             return fd
         os.close(fd)  # unmounted meanwhile
-        notify.discard(FUSE)
+        notify.discard(STORED)
     return None
 
 

@@ -173,7 +173,7 @@ async def _serve(
             else:
                 if later:
                     operations.inherit(notifier.forget_names)
-                    nursery.start_soon(operations.forget_pages, notifier.forget_pages)
+                    nursery.start_soon(_forget_pages, operations, notifier, started)
                     _take_over(companion)
                 await companion.main(IDLE_HANDLERS, MAX_HANDLERS)
             nursery.cancel_scope.cancel()
@@ -196,6 +196,11 @@ async def _obey(supervisor: Supervisor, suspend: Suspension, companion: Companio
     if companion is not None:
         companion.abandon()
     pyfuse3.terminate()
+
+
+async def _forget_pages(operations: Operations, notifier: Notifier, started: trio.Event) -> None:
+    await started.wait()  # before INIT is replayed libfuse invalidates nothing
+    await operations.forget_pages(notifier.forget_pages)
 
 
 def _take_over(companion: Companion) -> None:

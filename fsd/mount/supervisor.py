@@ -33,15 +33,18 @@ from fsd.mount import attach, control, mountinfo, serving
 from fsd.mount.attach import MountPlan
 from fsd.mount.control import Kind, Link, Word
 from fsd.mount.mountinfo import Mount
+from fsd.runtime import notify
 from fsd.runtime.process import start_time
 
 log = logging.getLogger(__name__)
 
+STORED = "fuse"  # the descriptor's name in systemd's store
 LOOK_S = 0.5  # how often a daemon is looked at whose death nobody tells
-BACK_OFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0)  # before daemon after daemon that died young
-YOUNG_S = 30.0
+# Before daemon after daemon that died young. Far below a session's time to live (10 s): the next one must find it alive.
+BACK_OFF_S = (0.0, 0.1, 0.2, 0.5, 1.0)
+YOUNG_S = 1.0
 SUSPEND_S = 10.0  # for handlers under way, before the old daemon of a hand-over is killed
-SILENT_S = 30.0  # a daemon whose loop stood still for so long, under a watchdog, is killed
+SILENT_S = 2.0  # under a watchdog: a daemon that said nothing for that long, or for the time given if longer, is killed
 MAX_DRAINS = 10  # daemons in a row that die while they write back what was left
 KILLED = 128
 
@@ -152,6 +155,7 @@ class Supervisor:
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._patience_s()):
             key.data()
+        notify.feed_watchdog()
         self._lingering = [process for process in self._lingering if process.poll() is None]
         now = time.monotonic()
         if self._suspend_until is not None and now >= self._suspend_until:
@@ -159,7 +163,12 @@ class Supervisor:
             self._kill_daemon("did not finish its requests in time")
         watchdog_s = self._plan.watchdog_s
         daemon = self._daemon
-        if daemon is not None and watchdog_s and daemon.serving_since and now - daemon.heard_at > max(watchdog_s, 2.0):
+        if (
+            daemon is not None
+            and watchdog_s
+            and daemon.serving_since
+            and now - daemon.heard_at > max(watchdog_s, SILENT_S)
+        ):
             daemon.heard_at = now
             self._kill_daemon("stands still")
         if self._successor is not None and self._successor.is_dead:
@@ -278,6 +287,7 @@ class Supervisor:
                 daemon.process.kill()
                 return
             self._mount = mountinfo.mounted_at(self._plan.mount.mountpoint)
+            notify.store(self._fuse, STORED)
             if self._plan.new_session:
                 os.setsid()
         if self._fuse is None or not attach.is_alive(self._fuse):
@@ -288,6 +298,7 @@ class Supervisor:
     def _on_serving(self, daemon: Daemon) -> None:
         now = daemon.serving_since = time.monotonic()
         self._remember()
+        notify.notify("READY=1", f"STATUS=daemon {daemon.pid} serves {self._where}")
         if not self._was_ready:
             self._was_ready = True
             log.info("mounted %s on %s", self._plan.mount.source, self._plan.mount.mountpoint)
@@ -345,9 +356,10 @@ class Supervisor:
                 log.error("%s is unmounted, but not all is written back; it is in %s", self._where, self._state)
                 self._exit_code = max(1, code)
                 return
-        wait_s = BACK_OFF_S[min(self._young_deaths, len(BACK_OFF_S) - 1)] if lived_s < 1.0 else 0.0
+        wait_s = BACK_OFF_S[min(self._young_deaths, len(BACK_OFF_S) - 1)]
         what = "requests wait" if mounted else "what is not written back yet waits"
         log.warning("daemon %d of %s ended (%s): %s; another one starts", daemon.pid, self._where, _how(code), what)
+        notify.notify(f"STATUS=no daemon ({_how(code)}): {what}")
         self._start_at = now + wait_s
         self._remember()
 
@@ -432,6 +444,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        notify.notify("STOPPING=1")
         log.info("%s: unmounting %s", signal.Signals(number).name, self._where)
         if self._successor is not None:
             self._successor.process.kill()
@@ -471,6 +484,7 @@ class Supervisor:
             if self._fuse is not None:
                 self._unmount_what_failed()
             serving.remove_state_directory(self._state)
+        notify.discard(STORED)
         if self._mount is not None:
             serving.forget(self._mount)
 

@@ -4,14 +4,13 @@ import fcntl
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import RealCluster, eventually, run_fsd
+from tests.integration.conftest import REPOSITORY, RealCluster, eventually, run_fsd
 from tests.integration.test_faults import Writer, check
 
 pytestmark = pytest.mark.real
@@ -86,28 +85,14 @@ def test_a_directory_that_is_read_and_a_working_directory_live_on(cluster: RealC
     assert sorted(names) == [f"name{number:03}" for number in range(500)]
 
 
-def test_a_database_and_a_repository_survive_kills_in_the_middle(cluster: RealCluster, a: Path):
-    (a / "repository").mkdir()
-    git = subprocess.Popen(
-        ["sh", "-c", "git init -q . && for i in 1 2 3 4 5 6 7 8; do echo $i > f$i && git add f$i && git -c user.name=t"
-         " -c user.email=t@t commit -qm $i || exit 1; done && git fsck --strict"],
-        cwd=a / "repository", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    with sqlite3.connect(a / "database", timeout=60) as database:
-        database.execute("create table t(n integer primary key, x blob)")
-        for number in range(30):
-            database.execute("insert into t values (?, ?)", (number, os.urandom(2000)))
-            database.commit()
-            if number % 10 == 5:
-                kill_daemon(cluster)
-        assert database.execute("select count(*) from t").fetchone() == (30,)
-        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
-    database.close()
-    said, _ = git.communicate(timeout=60)
-    assert git.returncode == 0, said
+def test_all_kinds_of_work_go_on_under_kills_and_upgrades(cluster: RealCluster):
+    """Names, appends, random blocks, an open file without a name, locks, SQLite, git, fio: see kill_loop."""
+    words = ["-m", "tests.integration.kill_loop", str(cluster.a), "15", "--upgrade"]
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    print(done.stdout)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{cluster.complaints()}"
 
 
-@pytest.mark.xfail(reason="locks are in the daemon's memory until they are the session's", strict=False)
 def test_a_lock_is_still_held_after_a_kill(cluster: RealCluster, a: Path):
     try_it = "import fcntl, sys\nwith open(sys.argv[1], 'r+') as file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)"
     with open(a / "locked", "w+") as file:
