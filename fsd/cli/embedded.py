@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from fsd.cli import processes
 from fsd.cli.processes import Process, Registry
 from fsd.core.errors import Busy, ConfigurationError
-from fsd.mount import mountinfo, serving
+from fsd.mount import closed, mountinfo, serving
 from fsd.mount.serving import Serving
 from fsd.runtime.process import start_time
 
@@ -218,7 +218,16 @@ class EmbeddedCluster:
                 if not processes.wait(process, STOP_TIMEOUT_S):
                     complaints.append(f"{process.name} (pid {process.pid}) had to be killed")
                 self.registry.forget(process.name)
+                self._open(process, complaints)
         return complaints
+
+    def _open(self, process: Process, complaints: list[str]) -> None:
+        """A mount point is an ordinary directory again."""
+        if process.mountpoint is not None and mountinfo.mounted_at(process.mountpoint) is None:
+            try:
+                closed.reopen(process.mountpoint)
+            except OSError as error:
+                complaints.append(f"{process.mountpoint} still refuses writes: {error.strerror}")
 
 
 def _with_node(process: Process, node: int) -> Process:

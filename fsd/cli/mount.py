@@ -103,6 +103,7 @@ def _supervise(settings: dict[str, Any], source: str, mountpoint: str, options: 
         {name: value for name, value in child_environment().items() if name != "NOTIFY_SOCKET"},
         settings["new_session"],
         notify.watchdog_s() or 0.0,
+        options.fail_closed,
     )
 
     def ready(what: str) -> None:

@@ -1,4 +1,7 @@
-"""Unmount, and wait until the daemon has written everything back."""
+"""Unmount, and wait until the daemon has written everything back.
+
+The mount point, which refuses writes while nothing is mounted there, is an ordinary directory again afterwards.
+"""
 
 import argparse
 from typing import Any
@@ -10,6 +13,7 @@ from fsd.core.errors import ConfigurationError, DeadlineExceeded
 
 OPTIONS: tuple[Option, ...] = (
     Option("lazy", config.switch, "detach even if files are open", default=False, switch=True),
+    Option("keep_closed", config.switch, "the mount point goes on refusing writes", default=False, switch=True),
     Option("timeout_s", config.seconds, "how long to wait for the write-back", default=90.0, metavar="S"),
 )
 
@@ -20,10 +24,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     from fsd.cli.processes import wait_end
-    from fsd.mount import mountinfo, serving
+    from fsd.mount import closed, mountinfo, serving
 
     mountpoint = mountinfo.normalize(settings["mountpoint"])
     mount = mountinfo.mounted_at(mountpoint)
+    if mount is None and not settings["keep_closed"] and closed.is_closed(mountpoint):
+        _open(mountpoint)
+        return exits.OK
     if mount is None or not mount.is_fsd:
         raise ConfigurationError(f"no fsd volume is mounted on {mountpoint}")
     told = serving.of(mount)
@@ -34,4 +41,15 @@ def run(settings: dict[str, Any]) -> int:
             raise DeadlineExceeded(
                 f"{mountpoint} is unmounted, but process {supervisor.pid} still writes back or has files open"
             )
+    if not settings["keep_closed"] and mountinfo.mounted_at(mountpoint) is None:
+        _open(mountpoint)
     return exits.OK
+
+
+def _open(mountpoint: str) -> None:
+    from fsd.mount import closed
+
+    try:
+        closed.reopen(mountpoint)
+    except OSError as error:
+        raise ConfigurationError(f"{mountpoint} still refuses writes: {error.strerror}") from None

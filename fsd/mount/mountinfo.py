@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fsd.core.errors import Busy, ConfigurationError, MissingOnHost
 
 SUBTYPE = "fuse.fsd"
+AUTOFS = "autofs"  # systemd's automount: it waits for us to mount over it
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount(2)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

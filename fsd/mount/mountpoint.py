@@ -8,7 +8,6 @@ from fsd.core.errors import Busy, ConfigurationError
 from fsd.mount import mountinfo, serving
 
 PROBE_S = 2.0
-AUTOFS = "autofs"  # systemd's automount waits for us to mount over it
 
 
 def prepare(mountpoint: str) -> None:
@@ -27,7 +26,7 @@ def check_free(mountpoint: str) -> None:
     if is_dead(mountpoint):
         mountinfo.detach(mountpoint)
     mount = mountinfo.mounted_at(mountpoint)
-    if mount is not None and mount.kind != AUTOFS:
+    if mount is not None and mount.kind != mountinfo.AUTOFS:
         raise Busy(f"the mount point {mountpoint} is busy: {mount.source} ({mount.kind}) is mounted there")
     try:
         is_directory = os.path.isdir(mountpoint)

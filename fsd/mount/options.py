@@ -52,6 +52,7 @@ class MountOptions:
     kernel: tuple[str, ...] = ()
     allow_other: bool | None = None  # None: if we are root
     read_only: bool = False
+    fail_closed: bool = True  # the mount point refuses writes while nothing is mounted
     kernel_read_ahead_kib: int = DEFAULT_READ_AHEAD_KIB
     session: SessionOptions = SessionOptions()
     client: ClientOptions = ClientOptions()
@@ -64,6 +65,7 @@ def parse(text: str, client_name: str) -> MountOptions:
     client: dict[str, Any] = {"name": client_name}
     session: dict[str, Any] = {}
     allow_other: bool | None = None
+    fail_closed = True
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         try:
@@ -78,6 +80,8 @@ def parse(text: str, client_name: str) -> MountOptions:
                 faults.append(f"unknown mount option {name}=" if name not in _KERNEL else f"{name} takes no value")
             elif item in ("hard", "soft"):
                 client["hard"] = item == "hard"
+            elif item in ("closed", "noclosed"):
+                fail_closed = item == "closed"
             elif item in ("allow_other", "noallow_other"):
                 allow_other = item == "allow_other"
             elif item in _KERNEL:
@@ -91,5 +95,10 @@ def parse(text: str, client_name: str) -> MountOptions:
     if faults:
         raise ConfigurationError("\n".join(faults))
     return MountOptions(
-        tuple(kernel), allow_other, "ro" in kernel, session=SessionOptions(**session), client=ClientOptions(**client)
+        tuple(kernel),
+        allow_other,
+        "ro" in kernel,
+        fail_closed,
+        session=SessionOptions(**session),
+        client=ClientOptions(**client),
     )

@@ -28,11 +28,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from fsd.core.errors import FsError, MissingOnHost
-from fsd.mount import attach, control, mountinfo, serving
+from fsd.core.errors import ConfigurationError, FsError, MissingOnHost
+from fsd.mount import attach, closed, control, mountinfo, serving
 from fsd.mount.attach import MountPlan
 from fsd.mount.control import Kind, Link, Word
-from fsd.mount.mountinfo import Mount
+from fsd.mount.mountinfo import AUTOFS, Mount
 from fsd.runtime import notify
 from fsd.runtime.process import start_time
 
@@ -66,6 +66,7 @@ class Plan:
     environment: dict[str, str]
     new_session: bool = False  # leave the starter's session once mounted
     watchdog_s: float = 0.0  # 0: none
+    fail_closed: bool = True  # closed.py
 
 
 @dataclass(slots=True)
@@ -281,7 +282,7 @@ class Supervisor:
     def _give_device(self, daemon: Daemon) -> None:
         if self._fuse is None and not self._was_ready and not self._stopping:
             try:
-                self._fuse = attach.attach(self._plan.mount)
+                self._fuse = self._attach()
             except FsError as error:
                 self._failure = (str(error), error.exit_code if isinstance(error, MountFailed) else 3)
                 daemon.process.kill()
@@ -294,6 +295,21 @@ class Supervisor:
             daemon.link.say(Word(Kind.DRAIN))
         else:
             daemon.link.say(Word(Kind.DEVICE, self._mount.device if self._mount is not None else ""), self._fuse)
+
+    def _attach(self) -> int:
+        """Mount, and close the directory below (unless it is systemd's, which mounts on demand)."""
+        where = self._plan.mount.mountpoint
+        below = mountinfo.mounted_at(where)
+        if not self._plan.fail_closed or (below is not None and below.kind == AUTOFS):
+            return attach.attach(self._plan.mount)
+        try:
+            with closed.closing(where) as done:
+                fd = attach.attach(self._plan.mount)
+        except OSError as error:
+            raise ConfigurationError(f"cannot use the mount point {where}: {error.strerror}") from None
+        if not done[0]:
+            log.info("%s cannot be made to refuse writes while nothing is mounted there", where)
+        return fd
 
     def _on_serving(self, daemon: Daemon) -> None:
         now = daemon.serving_since = time.monotonic()
@@ -456,9 +472,8 @@ class Supervisor:
         self._signal_daemon(signal.SIGTERM)
 
     def _unmount(self) -> None:
-        assert self._mount is not None
-        now = mountinfo.mounted_at(self._mount.mountpoint)
-        if now is None or now.device != self._mount.device:
+        now = None if self._mount is None else mountinfo.mounted_at(self._mount.mountpoint)
+        if now is None or self._mount is None or now.device != self._mount.device:
             return  # unmounted already, or something is mounted over it
         try:
             mountinfo.detach(self._mount.mountpoint)
@@ -480,6 +495,8 @@ class Supervisor:
                 daemon.process.kill()
         if self._leaving:
             return
+        if self._fuse is not None and not attach.is_alive(self._fuse):
+            self._unmount()  # umount -f has cut it off, but somebody has files open there: nobody else shall come in
         if self._exit_code == 0 or not self._was_ready:
             if self._fuse is not None:
                 self._unmount_what_failed()
