@@ -546,6 +546,7 @@ class Core:
         while True:
             await trio.sleep(1.0)
             self._purge_refusals()
+            self.state.trim()
             self.locks.purge()
             wanted = self._take_forgotten()
             wanted += self._surplus()

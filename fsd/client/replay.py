@@ -20,6 +20,7 @@ from fsd.client.state import (
     DONE_META,
     FLUSHED,
     FLUSHED_META,
+    FORMAT,
     GIVEN_BACK,
     INODE,
     JOURNAL_ANSWERED,
@@ -46,6 +47,7 @@ from fsd.client.state import (
 )
 from fsd.client.statelog import Record
 from fsd.client.writeback import DirtyMap
+from fsd.core.errors import VersionMismatch
 from fsd.core.ids import Ino, RequestNumber
 from fsd.namespace.operations import Truncate
 from fsd.protocol.metadata import BatchItem, Execute
@@ -106,11 +108,13 @@ class Restored:
 
 
 def load(directory: StateDirectory) -> Restored | None:
-    """None if there is nothing to go on with. Raises CorruptData, ProtocolError."""
+    """None if there is nothing to go on with. Raises CorruptData, ProtocolError, VersionMismatch."""
     restored: Restored | None = None
     for record in statelog.read(directory):
         if record.kind == BASIS:
-            restored = _basis(restored, decode(Basis, record.meta))
+            basis = decode(Basis, record.meta)
+            check_format(basis.format)
+            restored = _basis(restored, basis)
         assert restored is not None, "a log begins with a basis"
         _replay(restored, record)
         restored.last_number = record.number
@@ -123,6 +127,15 @@ def load(directory: StateDirectory) -> Restored | None:
             file.give_back()
     restored.files = {ino: file for ino, file in restored.files.items() if file.unwritten}
     return restored
+
+
+def check_format(number: int) -> None:
+    """Raises VersionMismatch: nothing is touched, and a process of the version that wrote the log can go on with it."""
+    if number != FORMAT:
+        raise VersionMismatch(
+            f"the write-back log of the process before this one has format {number}, this version of fsd knows {FORMAT}: "
+            "go on with the version that wrote it, unmount, then change the version"
+        )
 
 
 def _basis(restored: Restored | None, basis: Basis) -> Restored:

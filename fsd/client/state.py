@@ -60,6 +60,9 @@ DONE_META = struct.Struct("<QHQ")  # call, kind, value
 NONE_TIME = -(1 << 63)
 
 KIND_WRITE, KIND_OPEN, KIND_TIMES = 1, 2, 3  # others are the numbers of operations
+FORMAT = (
+    2  # of all records; 1 had another FLUSHED. Whoever changes a record raises it, and reads the older ones or says not
+)
 MAX_DONE = 4096  # calls whose answers may not have been read: no more threads wait for one mount
 BULK = ("d", "f", "j")
 JOURNAL_ROOM = 64 << 20
@@ -84,6 +87,7 @@ class Basis:
     shipped_number: RequestNumber
     shipped_position: int
     shipped_count: int
+    format: int = 1
 
 
 def subject_of(operation: Operation) -> int:
@@ -103,6 +107,9 @@ class Unlogged:
 
     def begin(self, chunk_size: int) -> None:
         """The session is there: keep everything from now on. What was restored is written first."""
+
+    def trim(self) -> None:
+        """Once a second: memory that is not needed goes back."""
 
     def freeze(self) -> None:
         """Nothing more is kept; what is there stays for the next process."""
@@ -178,7 +185,8 @@ class ClientState(Unlogged):
         self._entries: dict[int, tuple[Entry, int]] = {}
         self._requests: dict[int, bytes] = {}
         self._handles: dict[int, bytes] = {}
-        self._done: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._done: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()  # value, segment where it stands
+        self._held = (0, 0, 0, 0)  # inode, chunk, chunk, segment of the last write, while they are held
         self._files: dict[Ino, File] = {}
 
     # --- beginning and end --------------------------------------------------------------------------------------------
@@ -207,6 +215,7 @@ class ClientState(Unlogged):
                 basis=self._basis,
                 relog=self._relog,
                 is_bulk=is_bulk,
+                retiring=self._retiring,
                 limit=self._limit,
             )
         except FsError as error:
@@ -214,6 +223,7 @@ class ClientState(Unlogged):
             return
         for key in self._keys():
             self._relog(key)
+        self._retiring(0)
         self._adopted(old)
 
     def _adopted(self, segments: list[int]) -> None:
@@ -230,18 +240,21 @@ class ClientState(Unlogged):
         self._requests.update((number, pending.meta) for number, pending in restored.requests.items())
         for number, handle in restored.handles.items():
             self._handles[number] = OPENED_META.pack(number, handle.ino, 0, handle.flags)
-        self._done.update(restored.done)
+        self._done.update((call, (value, 0)) for call, value in restored.done.items())
         self._files.update(restored.files)
 
     def _keys(self) -> list[Key]:
         keys: list[Key] = [("j", position) for position in self._entries]
         keys += [("e", number) for number in self._requests]
         keys += [("h", number) for number in self._handles]
-        keys += [("a", *call) for call in self._done]
         for ino, file in self._files.items():
             keys += [("d", ino, chunk) for chunk in file.dirty.chunks()]
             keys.append(("t", ino))
         return keys
+
+    def trim(self) -> None:
+        if self._log is not None:
+            self._log.trim()
 
     def freeze(self) -> None:
         self._log = None
@@ -271,6 +284,7 @@ class ClientState(Unlogged):
         return True
 
     def _let_go(self, key: Key) -> None:
+        self._held = (0, 0, 0, 0)
         if self._log is not None:
             self._log.let_go(key)
 
@@ -284,6 +298,7 @@ class ClientState(Unlogged):
             self.journal_position,
             RequestNumber(self.shipped_batch[0]),
             *self.shipped_batch[1:],
+            FORMAT,
         )
         return BASIS, encode(basis)
 
@@ -291,13 +306,17 @@ class ClientState(Unlogged):
 
     def _did(self, call: int, kind: int, value: int) -> None:
         """The record that was just written says so too, but will be dropped before the kernel has its answer."""
-        if call:
-            self._done[call, kind] = value
-            if self._log is not None:
-                self._log.hold(("a", call, kind))
+        if call and self._log is not None:
+            self._done[call, kind] = (value, self._log.head)
             if len(self._done) > MAX_DONE:
-                (old, _) = self._done.popitem(last=False)
-                self._let_go(("a", *old))
+                self._done.popitem(last=False)
+
+    def _retiring(self, segment: int) -> None:
+        """The answers that stand in the segment alone are written again."""
+        for (call, kind), (value, where) in list(self._done.items()):
+            if where == segment and self._log is not None:
+                self._append(DONE, DONE_META.pack(call, kind, value))
+                self._done[call, kind] = (value, self._log.head)
 
     # --- the journal --------------------------------------------------------------------------------------------------
 
@@ -370,11 +389,20 @@ class ClientState(Unlogged):
             begin, end = offset + at, offset + at + len(piece)
             at += len(piece)
             meta = WRITTEN_META.pack(ino, begin, time_ns, call if at == length else 0)
-            if not self._append(WRITTEN, meta, piece, ("t", ino)):
+            if not self._append(WRITTEN, meta, piece):
                 return
-            for chunk in range(begin // self._chunk_size, (end - 1) // self._chunk_size + 1):
-                self._log.hold(("d", ino, chunk))
+            first, last = begin // self._chunk_size, (end - 1) // self._chunk_size
+            if self._held != (ino, first, last, self._log.head):
+                self._hold_written(ino, first, last)
         self._did(call, KIND_WRITE, length)
+
+    def _hold_written(self, ino: Ino, first: int, last: int) -> None:
+        """Once for all writes to the same chunks that stand in the same segment."""
+        if self._log is not None:
+            self._log.hold(("t", ino))
+            for chunk in range(first, last + 1):
+                self._log.hold(("d", ino, chunk))
+            self._held = (ino, first, last, self._log.head)
 
     def times_set(self, file: "File") -> None:
         self._files[file.ino] = file
@@ -390,6 +418,7 @@ class ClientState(Unlogged):
         self._append(TIMES, meta, key=("t", file.ino))
 
     def taken(self, file: "File") -> None:
+        self._held = (0, 0, 0, 0)
         chunks = file.flushing.chunks()
         self._append(TAKEN, TAKEN_META.pack(file.ino, chunks[-1] + 1 if chunks else 0))
         if self._log is not None:
@@ -456,9 +485,6 @@ class ClientState(Unlogged):
                 self._append(REQUESTED, self._requests[number], key=key)
             case ("h", number):
                 self._append(OPENED, self._handles[number], key=key)
-            case ("a", call, kind):
-                if (call, kind) in self._done:
-                    self._append(DONE, DONE_META.pack(call, kind, self._done[call, kind]), key=key)
             case ("t", ino):
                 self._log_times(self._files[Ino(ino)], 0)
             case ("d", ino, chunk):

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from fsd.client.calls import CALL, RESENT
-from fsd.core.errors import FsError, NotFound, WriteLost
+from fsd.core.errors import FsError, NotFound, VersionMismatch, WriteLost
 from fsd.core.ids import ROOT_INO
 from fsd.core.units import KIB, MIB
 from tests.client.cluster import METADATA, ROOT, cluster, get, put
@@ -285,6 +285,19 @@ async def test_a_full_state_directory_is_said_and_the_mount_goes_on(autojump_clo
         async with c.process(state) as fs:
             assert not fs.resumed
             assert await get(fs, b"b") == content
+
+
+async def test_a_log_of_another_format_is_refused_and_left_alone(autojump_clock, state, monkeypatch):
+    async with cluster() as c:
+        async with c.process(state) as fs:
+            await put(fs, b"f", b"precious")
+        monkeypatch.setattr("fsd.client.replay.FORMAT", 99)
+        with pytest.raises(VersionMismatch, match="has format 2, this version of fsd knows 99"):
+            async with c.process(state):
+                raise AssertionError("it was read")
+        monkeypatch.undo()
+        async with c.process(state) as fs:
+            assert await get(fs, b"f") == b"precious"
 
 
 async def test_a_failing_call_is_tried_again(autojump_clock, state):
