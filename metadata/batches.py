@@ -84,12 +84,12 @@ class BatchService:
                 break
             try:
                 operation = tree.admitted(live, item.operation)
-                applied, gone = tree.apply(live, view, operation, keep_open=item.keep_open)
+                applied, dead, _ = tree.apply(live, view, operation, keep_open=item.keep_open)
             except PosixError as error:
                 refused.append(BatchError(count, error.number, str(error)))
             else:
                 view.stage(applied.changes)
-                reaped += gone
+                reaped += dead
                 made = born(operation)
                 if made is not None:
                     new[made] = None

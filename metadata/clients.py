@@ -173,6 +173,7 @@ class ClientService:
 
     async def keep_alive(self, live: LiveSession, request: KeepAlive) -> Alive:
         await trio.lowlevel.checkpoint()
+        live.writing_back = request.writing_back
         return Alive(self._clock.time_ns(), self._authority.map.epoch, self._may_promise(live))
 
     async def close(self, live: LiveSession, request: CloseSession) -> Done:

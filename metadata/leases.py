@@ -30,12 +30,14 @@ class InodeKey(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """`session` must give its lease on `key` back, down to `keep`, before another one can be granted."""
+    """`session` must give its lease on `key` back, down to `keep`, before another one can be granted. `born`: which lease it
+    is; one that was given back and granted anew is another conflict."""
 
     session: SessionId
     key: InodeKey
     serial: int
     keep: LeaseMode
+    born: int
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Holding:
     mode: LeaseMode
     serial: int
     since: float  # when it was first granted in this mode
+    born: int  # the serial of that grant
 
 
 def compatible(held: LeaseMode, wanted: LeaseMode) -> bool:
@@ -88,7 +91,7 @@ class LeaseTable:
         """What other sessions hold that cannot stand beside `wanted`; a session never conflicts with itself."""
         keep = keep_beside(wanted)
         return [
-            Conflict(holder, key, self._serials[holder], keep)
+            Conflict(holder, key, self._serials[holder], keep, holding.born)
             for holder, holding in self._holders.get(key, {}).items()
             if holder != session and not compatible(holding.mode, wanted)
         ]
@@ -96,7 +99,7 @@ class LeaseTable:
     def current(self, conflict: Conflict) -> Conflict | None:
         """The same conflict as it is now: None once the holder has given up enough."""
         holding = self._holders.get(conflict.key, {}).get(conflict.session)
-        if holding is None or holding.mode.value <= conflict.keep.value:
+        if holding is None or holding.mode.value <= conflict.keep.value or holding.born != conflict.born:
             return None
         return conflict._replace(serial=self._serials[conflict.session])
 
@@ -136,13 +139,12 @@ class LeaseTable:
         holding = holders.get(session)
         serial = self._next_serial(session)
         if holding is None:
-            holders[session] = Holding(mode, serial, now)
+            holding = holders[session] = Holding(mode, serial, now, serial)
             self._held.setdefault(session, {})[key] = None
-            return Grant(key.ino, mode, serial)
-        if mode.value > holding.mode.value:
-            holding.mode, holding.since = mode, now
+        elif mode.value > holding.mode.value:
+            holding.mode, holding.since, holding.born = mode, now, serial
         holding.serial = serial
-        return Grant(key.ino, holding.mode, serial)
+        return Grant(key.ino, holding.mode, serial, self.is_open_elsewhere(session, key))
 
     def release(self, session: SessionId, key: InodeKey, *, serial: int, keep: LeaseMode, still_open: bool) -> bool:
         """Take a lease back down to `keep`. Ignored (False) if a newer grant crossed it on the way."""
@@ -162,11 +164,15 @@ class LeaseTable:
             _discard(self._openers, key, session)
             _discard(self._opened, session, key)
 
+    def is_open_elsewhere(self, session: SessionId, key: InodeKey) -> bool:
+        """Whether another session has handles on the inode."""
+        return any(opener != session for opener in self._openers.get(key, ()))
+
     def has_open(self, session: SessionId, key: InodeKey) -> bool:
         return session in self._openers.get(key, {})
 
     def surrender(self, session: SessionId, key: InodeKey) -> None:
-        """The session said that it has no handles on an inode that it just took the last name from."""
+        """The session said that it has no handles on an inode that it just took the last name from, and nothing unwritten."""
         _discard(self._holders, key, session)
         _discard(self._held, session, key)
         self.set_open(session, key, False)

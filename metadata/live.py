@@ -36,6 +36,7 @@ class LiveSession:
         self.state = state
         self.peer: Peer | None = None
         self.closing = False  # by its client's own wish
+        self.writing_back = False  # as its client said when it last renewed
         self.changed = trio.Event()
         self.gone = trio.Event()
         self.running: dict[RequestNumber, trio.Event] = {}

@@ -1,7 +1,8 @@
 """Taking leases back: ask every holder at once and wait; evict who is gone, or renews and never gives back.
 
-A holder that keeps its session alive may be waiting for a chunkserver's fail-over to write back what it has answered for:
-evicting it would turn that pause into lost bytes. So it has PATIENCE_TTLS of them: longer than a fail-over takes.
+A holder that keeps its session alive may be waiting for chunkservers to write back what it has answered for: evicting it would
+turn that pause into lost bytes. It says so with every renewal, and as long as it does it is waited for. One that does not say
+so has PATIENCE_TTLS ttls.
 """
 
 import logging
@@ -19,7 +20,7 @@ from metadata.sessions import DRIFT
 log = logging.getLogger(__name__)
 
 PAUSE_S = 0.02  # before a holder that answered without giving up is asked again
-PATIENCE_TTLS = 2  # how long a holder that renews may take to write back, in ttls
+PATIENCE_TTLS = 2  # how long a holder that renews, and waits for nobody, may take to give up a lease
 
 
 class Recaller:
@@ -38,12 +39,20 @@ class Recaller:
             if not conflicts:
                 return contended
             contended = True
-            holders: dict[SessionId, list[Conflict]] = {}
-            for conflict in conflicts:
-                holders.setdefault(conflict.session, []).append(conflict)
-            async with trio.open_nursery() as nursery:
-                for holder, items in holders.items():
-                    nursery.start_soon(self._recall, holder, items)
+            await self._recall_all(conflicts)
+
+    async def _recall_all(self, conflicts: list[Conflict]) -> None:
+        holders: dict[SessionId, list[Conflict]] = {}
+        for conflict in conflicts:
+            holders.setdefault(conflict.session, []).append(conflict)
+        async with trio.open_nursery() as nursery:
+            for holder, items in holders.items():
+                nursery.start_soon(self._recall, holder, items)
+
+    async def ask_once(self, session: SessionId, keys: list[InodeKey], wanted: LeaseMode) -> None:
+        """Without guards: return when all that others hold now on `keys` and cannot stand beside `wanted` was given up. It may
+        be theirs again by then."""
+        await self._recall_all(self._conflicts(session, keys, wanted))
 
     def _conflicts(self, session: SessionId, keys: list[InodeKey], wanted: LeaseMode) -> list[Conflict]:
         return [conflict for key in keys for conflict in self._sessions.leases.conflicts(key, session, wanted)]
@@ -67,10 +76,15 @@ class Recaller:
 
     async def _grow_impatient(self, live: LiveSession, ino: Ino) -> None:
         ttl_s = self._sessions.table.ttl_s * (1 + DRIFT)
-        for waited in range(1, PATIENCE_TTLS):
+        idle = waited = 0
+        while True:
             await trio.sleep(ttl_s)
-            log.warning("session %d has not given up inode %d for %.0f s", live.state.session, ino, waited * ttl_s)
-        await trio.sleep(ttl_s)
+            waited += 1
+            idle = 0 if live.writing_back else idle + 1
+            if idle >= PATIENCE_TTLS:
+                break
+            why = "it waits for chunkservers" if live.writing_back else "it does not say why"
+            log.warning("session %d has kept inode %d for %.0f s: %s", live.state.session, ino, waited * ttl_s, why)
         await self._sessions.evict(live, f"did not give up its lease on inode {ino}")
 
     async def _ask_until_released(self, live: LiveSession, conflicts: list[Conflict]) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fsd.cluster.map import Node, Pool, Row
-from fsd.core.ids import LayerId, MapEpoch, NodeId, PoolId, SessionId
+from fsd.core.ids import Ino, LayerId, MapEpoch, NodeId, PoolId, SessionId
 from fsd.namespace.records import Inode
 from fsd.protocol.metadata import BatchError, IdRange
 from fsd.wire.codec import wire
@@ -25,13 +25,14 @@ class SessionRecord:
 @dataclass(frozen=True, slots=True)
 class ResultRecord:
     """What an operation answered (I11): the inodes it changed, or an error's number and text if `error` is not 0. Of a run
-    of a journal: how many operations it has, and what was refused."""
+    of a journal: how many operations it has, and what was refused. `gone` as in Executed."""
 
     error: int
     text: str
     inodes: tuple[Inode, ...]
     item_count: int = 0
     refused: tuple[BatchError, ...] = ()
+    gone: tuple[Ino, ...] = ()
 
 
 @wire(162)

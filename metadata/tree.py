@@ -2,8 +2,11 @@
 
     admit ─> guards of the inodes concerned ─> recall what others hold ─> apply and grant in one step ─> durable ─> answer
 
-From the last recall's answer to the grant nothing waits, so nobody can come in between. The exclusive holder's own
-write-back passes by guards and recalls: somebody else may hold the guard, waiting for just that.
+From the last recall's answer to the grant nothing waits, so nobody can come in between.
+
+A request that waits for a recall never holds up what that recall demands. What a holder may have to send before it can give
+a lease back takes no guard and waits for no lease, whatever its sender believes to hold: write-back (`must_be_of_the_holder`)
+and journals (metadata.batches). Somebody else may hold the guard, waiting for just that.
 """
 
 import dataclasses
@@ -29,7 +32,17 @@ from fsd.namespace.operations import Operation, Reap
 from fsd.namespace.overlay import Overlay
 from fsd.namespace.records import Dentry, Inode
 from fsd.namespace.touched import grows, is_of_the_holder, new_ids, touched
-from fsd.namespace.view import Applied, Change, Collect, DropInode, PutInode, PutOrphan, View
+from fsd.namespace.view import (
+    Applied,
+    Change,
+    Collect,
+    DropDentry,
+    DropInode,
+    PutDentry,
+    PutInode,
+    PutOrphan,
+    View,
+)
 from fsd.protocol.metadata import (
     ANY_INODE,
     DirectoryEntry,
@@ -43,6 +56,7 @@ from fsd.protocol.metadata import (
     LeaseMode,
     ListXattrs,
     Lookup,
+    NameChange,
     ReadDirectory,
     XattrNames,
     XattrValue,
@@ -57,6 +71,7 @@ from metadata.records import ResultRecord
 from metadata.space import Space
 from metadata.store import Store, StoreView, drop, put, result_key
 
+NO_INODE = Ino(0)
 CLOCK_TOLERANCE_NS = 10_000_000
 ENTRY_BYTES = 200  # of an entry's numbers and its grant
 MAX_PAGE_BYTES = 1 << 20  # of one answer; symbolic links carry their targets
@@ -68,6 +83,15 @@ class Cleared(NamedTuple):
 
     inos: tuple[Ino, ...]
     contended: bool
+
+
+class Outcome(NamedTuple):
+    """What an operation changes. `reaped`: inodes that it removed for good; `gone`: those of them, and others without a name,
+    that the session has no lease on any more."""
+
+    applied: Applied
+    reaped: tuple[Ino, ...]
+    gone: tuple[Ino, ...]
 
 
 class TreeService:
@@ -162,7 +186,7 @@ class TreeService:
         keys = [self._key(live, dentry.ino) for _, _, dentry in rows]
         taken = [key for key in keys if not self._leases.is_free(key, live.state.session, LeaseMode.SHARED)]
         if taken:
-            await self._recaller.clear(live.state.session, taken, LeaseMode.SHARED)
+            await self._recaller.ask_once(live.state.session, taken, LeaseMode.SHARED)
             live.check()
 
     def _attributes(
@@ -226,7 +250,7 @@ class TreeService:
             operation = self.admitted(live, request.operation)
             if grows(operation) and self._space.is_full():
                 raise NoSpace("no chunkserver has free space")
-            if self._is_write_back(live, operation):
+            if self.is_write_back(live, request, operation):
                 return self._carry_out(live, request, operation, Cleared((), False))
             view = self._view(live)
             async with self._cleared(live, LeaseMode.EXCLUSIVE, lambda: touched(view, operation)) as cleared:
@@ -245,20 +269,32 @@ class TreeService:
                 raise InvalidArgument(f"session {state.session} does not own id {new}")
         return not_from_the_future(operation, self._clock.time_ns())
 
-    def _is_write_back(self, live: LiveSession, operation: Operation) -> bool:
+    def is_write_back(self, live: LiveSession, request: Execute, operation: Operation) -> bool:
+        """Whether the operation is to be carried out at once, past guards and recalls: nobody else has a lease on its inode.
+        Raises StaleHandle."""
         if not is_of_the_holder(operation):
             return False
-        key = self._key(live, touched(self._view(live), operation)[0])
-        return self._leases.mode(key, live.state.session) is LeaseMode.EXCLUSIVE
+        ino = touched(self._view(live), operation)[0]
+        if self._leases.mode(self._key(live, ino), live.state.session) is LeaseMode.EXCLUSIVE:
+            return True
+        if request.write_back:
+            self.must_be_of_the_holder(live, ino)
+        return False
+
+    @staticmethod
+    def must_be_of_the_holder(live: LiveSession, ino: Ino) -> None:
+        """A write-back without the lease is too late: the last name of its inode went, and the lease with it. It must not wait,
+        since somebody may be waiting for its sender."""
+        raise StaleHandle(f"inode {ino} is not session {live.state.session}'s to write back")
 
     def _carry_out(self, live: LiveSession, request: Execute, operation: Operation, cleared: Cleared) -> Executed:
         """Apply, remember and grant, in one synchronous step and one batch (I10, I11)."""
         inos = cleared.inos
-        applied, reaped = self.apply(
+        applied, reaped, gone = self.apply(
             live, self._view(live), operation, keep_open=request.keep_open, removes=request.removes
         )
         inodes = changed_inodes(applied, reaped)
-        self.store(live, applied.changes, reaped, request.number, ResultRecord(0, "", inodes))
+        self.store(live, applied.changes, reaped, request.number, ResultRecord(0, "", inodes, gone=gone))
         others = LeaseMode.SHARED if cleared.contended else request.others
         subject = applied.subject
         present = dict.fromkeys(inos)
@@ -271,7 +307,7 @@ class TreeService:
             for ino in present
             if self.may_cache(live, self._view(live).inode(ino))
         ]
-        return Executed(inodes, tuple(grants))
+        return Executed(inodes, tuple(grants), changed_names(applied), gone)
 
     def store(
         self,
@@ -290,12 +326,13 @@ class TreeService:
 
     def apply(
         self, live: LiveSession, view: View, operation: Operation, *, keep_open: bool, removes: Ino = ANY_INODE
-    ) -> tuple[Applied, list[Ino]]:
+    ) -> Outcome:
         """What the operation changes, together with the reaping of inodes that it left without name and user (the others'
         leases were recalled and said what is open; this session says it with `keep_open`)."""
         applied = apply(view, operation)
         orphans = [change.ino for change in applied.changes if isinstance(change, PutOrphan)]
         reaped: list[Ino] = []
+        gone: list[Ino] = []
         overlay = Overlay(view)
         overlay.stage(applied.changes)
         for ino in orphans:
@@ -304,10 +341,12 @@ class TreeService:
                     self._leases.set_open(live.state.session, self._key(live, ino), True)
                     continue
                 self._leases.surrender(live.state.session, self._key(live, ino))
+                gone.append(ino)
             if not self._leases.is_in_use(self._key(live, ino)):
                 overlay.stage(apply(overlay, Reap(operation.layer, operation.time_ns, 0, 0, ino)).changes)
                 reaped.append(ino)
-        return (Applied(applied.subject, overlay.changes()) if reaped else applied), reaped
+        applied = Applied(applied.subject, overlay.changes()) if reaped else applied
+        return Outcome(applied, tuple(reaped), tuple(dict.fromkeys([*gone, *reaped])))
 
     def _remember(self, live: LiveSession, number: RequestNumber, record: ResultRecord) -> list[KeyChange]:
         state = live.state
@@ -328,7 +367,7 @@ class TreeService:
             inodes.append(then if now is None else without_inline(now))
             if now is not None:
                 grants.extend(self.free_grant(live, then.ino, request.lease if at == 0 else LeaseMode.SHARED))
-        return Executed(tuple(inodes), tuple(grants))
+        return Executed(tuple(inodes), tuple(grants), gone=record.gone)
 
     def free_grant(self, live: LiveSession, ino: Ino, wanted: LeaseMode) -> list[Grant]:
         """The strongest lease up to `wanted` that can be had at once, if any."""
@@ -406,6 +445,20 @@ def changed_inodes(applied: Applied, reaped: Iterable[Ino]) -> tuple[Inode, ...]
     rest = [change.inode for change in applied.changes if isinstance(change, PutInode)]
     others = [inode for inode in rest if inode.ino not in gone and (subject is None or inode.ino != subject.ino)]
     return tuple(without_inline(inode) for inode in (*first, *others))
+
+
+def changed_names(applied: Applied) -> tuple[NameChange, ...]:
+    """The names that an operation changed, as they are afterwards."""
+    names: dict[tuple[Ino, bytes], Ino] = {}
+    for change in applied.changes:
+        match change:
+            case PutDentry(parent, name, dentry):
+                names[parent, name] = dentry.ino
+            case DropDentry(parent, name):
+                names[parent, name] = NO_INODE
+            case _:
+                pass
+    return tuple(NameChange(parent, name, ino) for (parent, name), ino in names.items())
 
 
 def not_from_the_future(operation: Operation, now_ns: int) -> Operation:

@@ -87,6 +87,7 @@ class Chunks:
         self._numbers = itertools.count(first_number(incarnation))
         self._room = trio.CapacityLimiter(MAX_REQUESTS)
         self._committed: dict[ChunkId, _Committed] = {}
+        self._changing = 0
 
     async def read(self, data: DataId, index: int, offset: int, length: int) -> memoryview:
         """[offset, offset + length) of a chunk, shorter where the chunk ends; `offset` is a multiple of BLOCK_SIZE.
@@ -217,7 +218,15 @@ class Chunks:
         return volume.pool
 
     async def _change(self, session: SessionId, chunk: ChunkId, make: MakeRequest, data: Buffer) -> None:
-        await self._until_answered(chunk, make, data, session)
+        self._changing += 1
+        try:
+            await self._until_answered(chunk, make, data, session)
+        finally:
+            self._changing -= 1
+
+    def is_waiting(self) -> bool:
+        """Whether a change is on its way."""
+        return self._changing > 0
 
     async def _until_answered(
         self,

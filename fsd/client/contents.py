@@ -282,6 +282,10 @@ class Contents(Storing):
             self._core.forget_file(file)
             self._drain()
 
+    def is_waiting(self) -> bool:
+        """Whether chunkservers have not answered yet."""
+        return self._chunks.is_waiting()
+
     def _flush_room(self, file: File) -> trio.CapacityLimiter:
         content = file.content
         small = content is not None and content.is_inline and file.size <= self._core.volume.inline_limit
@@ -318,6 +322,9 @@ class Contents(Storing):
                 await self.write_back(file)
                 if not file.unwritten:
                     return
+            except StaleHandle as error:
+                log.debug("inode %d was removed before it was written back: %s", file.ino, error)
+                return
             except FsError as error:
                 if self._core.leases.get(file.ino).mode is not LeaseMode.EXCLUSIVE:
                     return  # lost already, and said so
@@ -510,9 +517,10 @@ class Contents(Storing):
     async def last_handle_closed(self, file: File) -> None:
         """Tell the server, which keeps the file open for us. Others may have it open too, name or not: written back first."""
         try:
-            await self.write_back(file)
-            if file.handles == 0:
-                await self._core.tell_closed(file)
+            while file.handles == 0 and file.told_open:
+                await self.write_back(file)
+                if await self._core.returns.tell_closed(file):
+                    break
         except StaleHandle:
             log.debug("inode %d is gone", file.ino)
         except Exception as raised:

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -24,6 +24,7 @@ from fsd.client.locks import Locks
 from fsd.client.maps import MapCache
 from fsd.client.options import ClientOptions, Invalidate
 from fsd.client.overlap import Overlaps, Ticket, Token
+from fsd.client.returns import Returns
 from fsd.client.session import Session
 from fsd.client.state import UNLOGGED, Unlogged
 from fsd.client.tree import Tree
@@ -46,7 +47,6 @@ from fsd.protocol.metadata import (
     Recalled,
     RecallItem,
     Release,
-    ReleaseLeases,
 )
 from fsd.protocol.metadata import Entry as Found
 from fsd.rpc.client import ChannelPool
@@ -58,8 +58,6 @@ T = TypeVar("T")
 
 MAX_HELD = 50_000  # leases told when a session is resumed; a message holds no more
 RECALL_READERS_S = 1.0  # how long a recall waits for readers at work
-RELEASE_BATCH = 512
-MAX_INLINE_CACHE = 64 << 20
 
 
 class WriteBack(Protocol):
@@ -67,7 +65,19 @@ class WriteBack(Protocol):
 
     async def write_back_for_recall(self, file: File) -> None: ...
 
+    async def last_handle_closed(self, file: File) -> None: ...
+
     def account(self, file: File) -> None: ...
+
+    def is_waiting(self) -> bool: ...
+
+
+class Removal(NamedTuple):
+    """A name of `ino` is being removed by a request that was sent when its lease had `serial`."""
+
+    ino: Ino
+    keep_open: bool = False
+    serial: int = 0
 
 
 class Core:
@@ -104,10 +114,11 @@ class Core:
         self.maps = MapCache(self._fetch_map)
         self.channels = ChannelPool(runtime, nursery, self._hello)
         self._lost: list[Ino] = []
-        self._forgotten: dict[Ino, None] = {}
+        self.returns = Returns(self)
         self._removals: Counter[Ino] = Counter()
         self._removal_ended = trio.Event()
         self._change_ended = trio.Event()
+        self._writing_back = 0
         self.local = Local(
             self.session,
             self.leases,
@@ -117,6 +128,7 @@ class Core:
             self.blocks,
             self._refused,
             self._discarded,
+            self._close_later,
             state,
         )
         self.journal = self.local.journal
@@ -147,7 +159,7 @@ class Core:
         )
 
     async def _fetch_map(self, known: MapEpoch) -> ClusterMap | None:
-        reply: MapReply = await self.session.ask(lambda _: GetMap(known))
+        reply: MapReply = await self.session.ask_urgently(lambda _: GetMap(known))
         return reply.map
 
     # --- requests and what is cached of their answers -----------------------------------------------------------------
@@ -188,6 +200,58 @@ class Core:
         elif ticket.change:
             self.tree.drop_entry(parent, name)
 
+    def remember_names(self, executed: Executed, ticket: Ticket) -> None:
+        """Cache the names of a change as the server tells them: they may be other inodes' than was thought here."""
+        told = {(change.parent, change.name): change.ino for change in executed.names}
+        for token in ticket.tokens:
+            if isinstance(token, tuple):
+                self.tree.changed(token[0])
+                child = told.get(token)
+                if child is None:
+                    self.tree.drop_entry(*token)
+                else:
+                    self.remember_entry(*token, child, ticket, executed.grants)
+
+    def _let_go(self, executed: Executed, removal: Removal) -> None:
+        """Inodes have lost their last name. What the server took from us is forgotten, what it kept for us is given back when
+        it is not needed any more."""
+        for ino in executed.gone:
+            self._bury(ino, removal)
+        for inode in executed.inodes:
+            if inode.nlink or inode.is_directory or inode.ino in executed.gone:
+                continue
+            file = self.files.get(inode.ino)
+            if file is not None and file.handles:
+                file.told_open = True
+            elif removal.keep_open and inode.ino == removal.ino:
+                self._close_later(file or self.files.setdefault(inode.ino, File(inode.ino, self.chunk_size)))
+            else:
+                self.returns.forget(inode.ino)
+
+    def _bury(self, ino: Ino, removal: Removal) -> None:
+        """The server has removed the inode, or it is others' alone."""
+        file = self.files.get(ino)
+        if file is not None and not file.handles:
+            file.told_open = False
+            file.discard()
+            file.unload()
+            self._discarded(file)
+        self.tree.drop(ino)
+        self.blocks.drop(ino)
+        lease = self.leases.find(ino)
+        if lease is None:
+            return
+        if ino == removal.ino and lease.serial == removal.serial:
+            self.leases.surrendered(ino)
+        else:  # another grant was under way: the server may count on its return
+            self.leases.lower_usable(lease, LeaseMode.NONE)
+            self.returns.forget(ino)
+
+    def _close_later(self, file: File) -> None:
+        """The server keeps an inode without a name for us, and nobody here has it open: told when all is written back."""
+        file.told_open = True
+        self.nursery.start_soon(self.write_back.last_handle_closed, file)
+
     async def fetch_inode(self, ino: Ino, mode: LeaseMode, *, load: File | None = None) -> Inode:
         """Ask for attributes and a lease; `load`: the file that is to learn where its bytes are. Raises StaleHandle."""
         await self.journal.settle([ino])
@@ -216,32 +280,31 @@ class Core:
         removes: Ino | None = None,
         urgent: bool = False,
         session: SessionId | None = None,
-        then: Callable[[Executed, Ticket], None] | None = None,
     ) -> Executed:
         """Have the server carry out one operation, behind all that was done here before; `removes`: whose name goes,
-        perhaps its last; `then` looks at the answer while the ticket is still open. Errors: Session.execute.
+        perhaps its last; `urgent`: write-back. Errors: Session.execute.
 
         A caller who gives up does not end it: what was sent may be carried out, and then the caches must learn of it.
         (`urgent` ones run in flushes, which are detached as a whole.)"""
 
         async def send() -> Executed:
-            with self.ticket(tokens, change=True) as ticket, self.removal(removes) as keep_open:
+            with self.ticket(tokens, change=True) as ticket, self.removal(removes) as removal:
                 try:
                     executed = await self.session.execute(
                         operation,
                         lease=lease,
                         others=LeaseMode.EXCLUSIVE,
-                        keep_open=keep_open,
+                        keep_open=removal.keep_open,
                         removes=removes or ANY_INODE,
-                        urgent=urgent,
+                        write_back=urgent,
                         session=session,
                     )
                 except FsError:
                     self._doubt(ticket)
                     raise
                 self.remember(executed.inodes, ticket, executed.grants)
-                if then is not None:
-                    then(executed, ticket)
+                self.remember_names(executed, ticket)
+                self._let_go(executed, removal)
                 return executed
 
         async def work() -> Executed:
@@ -295,25 +358,29 @@ class Core:
         self.forget_file(file)
 
     @contextmanager
-    def removal(self, ino: Ino | None) -> Generator[bool]:
-        """A name of `ino` is being removed: whether the server must keep the inode for handles here (then it must be told when
-        they are gone). Until the block ends nobody opens it here, since the answer would come too late for the server."""
+    def removal(self, ino: Ino | None) -> Generator[Removal]:
+        """A name of `ino` is being removed. The server must keep the inode for handles here, and for what is not written back
+        yet, which others may read who have it open; then it must be told when it is not needed any more. Until the block ends
+        nobody opens it here, since the answer would come too late for the server."""
         if ino is None:
-            yield False
+            yield Removal(ANY_INODE)
             return
-        file = self.files.get(ino)
-        keep_open = file is not None and file.handles > 0
+        file, lease = self.files.get(ino), self.leases.find(ino)
+        keep_open = file is not None and file.is_needed
         if file is not None and keep_open:
             file.told_open = True
         self._removals[ino] += 1
         try:
-            yield keep_open
+            yield Removal(ino, keep_open, 0 if lease is None else lease.serial)
         finally:
             self._removals[ino] -= 1
             if not self._removals[ino]:
                 del self._removals[ino]
             self._removal_ended.set()
             self._removal_ended = trio.Event()
+
+    def is_being_removed(self, ino: Ino) -> bool:
+        return ino in self._removals
 
     async def no_removal(self, ino: Ino) -> None:
         """Wait until no name of `ino` is being removed; what is done synchronously afterwards comes before the next one."""
@@ -353,13 +420,18 @@ class Core:
 
     def cached_inode(self, ino: Ino) -> Inode | None:
         """Attributes that are certainly the newest, without asking."""
-        if not self.leases.usable(ino, LeaseMode.SHARED):
+        if not self.leases.usable(ino, LeaseMode.SHARED) or self.is_in_doubt(ino, ino):
             return None
         inode = self.tree.inode(ino)
         if inode is None:
             return None
         self.leases.touch(ino)
         return self.shown(inode)
+
+    def is_in_doubt(self, ino: Ino, token: Token) -> bool:
+        """Whether others may see a change of ours already that is not cached here yet: its answer is on the way. Under an
+        exclusive lease nobody else can look."""
+        return self.overlaps.is_sent(token) and not self.leases.usable(ino, LeaseMode.EXCLUSIVE)
 
     def forget_file(self, file: File) -> None:
         """Drop a file's state that is closed and clean."""
@@ -417,8 +489,15 @@ class Core:
         if self.leases.get(ino).mode is not LeaseMode.EXCLUSIVE:
             return
         file = self.files.get(ino)
-        if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.flush_lock.locked()):
-            await self.write_back.write_back_for_recall(file)
+        if file is not None and keep is not LeaseMode.EXCLUSIVE and (file.unwritten or file.is_under_way):
+            self._writing_back += 1
+            try:
+                await self.write_back.write_back_for_recall(file)
+            finally:
+                self._writing_back -= 1
+
+    def is_writing_back(self) -> bool:
+        return self._writing_back > 0 and self.write_back.is_waiting()
 
     async def hand_locks_over(self, ino: Ino, keep: LeaseMode) -> None:
         """The server knows all locks of the inode before anybody else may ask for one."""
@@ -533,113 +612,3 @@ class Core:
         if unwritten:
             self.counts["lost bytes"] += lost
             log.error("%d bytes written to inode %d are lost: %s", lost, ino, why)
-
-    # --- giving leases back of our own accord -------------------------------------------------------------------------
-
-    def forget(self, ino: Ino) -> None:
-        """Nobody above caches the inode any more."""
-        self._forgotten[ino] = None
-
-    async def housekeeping(self) -> None:
-        """Once a second: leases that nobody needs go back, in batches; the caches stay within their bound."""
-        await self.names_known.wait()
-        while True:
-            await trio.sleep(1.0)
-            self._purge_refusals()
-            self.state.trim()
-            self.locks.purge()
-            wanted = self._take_forgotten()
-            wanted += self._surplus()
-            try:
-                await self.release_leases(wanted)
-            except FsError as error:
-                log.warning("leases were not given back: %s", error)
-            except Exception:
-                log.exception("giving leases back met a bug")
-
-    def _take_forgotten(self) -> list[Ino]:
-        """Those to be released now; what is not written back yet has to wait."""
-        wanted = list(self._forgotten)[:RELEASE_BATCH]
-        for ino in wanted:
-            del self._forgotten[ino]
-            file = self.files.get(ino)
-            if (file is not None and file.unwritten and file.handles == 0) or self.journal.pending(ino):
-                self._forgotten[ino] = None
-        return wanted
-
-    def _purge_refusals(self) -> None:
-        oldest = self.session.oldest_call()
-        empty = [
-            lease.ino
-            for lease in self.leases.oldest()
-            if lease.mode is LeaseMode.NONE
-            and lease.refused_at < oldest
-            and lease.ino not in self.files
-            and not self.journal.pending(lease.ino)
-        ]
-        for ino in empty:
-            self.leases.forget(ino)
-
-    def _surplus(self) -> list[Ino]:
-        """The leases used least recently, while there are more entries than the options allow."""
-        limit = self.options.metadata_cache_entries
-        over = len(self.leases) + self.tree.entry_count - limit
-        over_inline = self.tree.inline_bytes - MAX_INLINE_CACHE
-        result: list[Ino] = []
-        if over <= 0 and over_inline <= 0:
-            return result
-        for lease in self.leases.oldest():
-            if len(result) >= RELEASE_BATCH * 8 or (over <= 0 and over_inline <= 0):
-                break
-            if lease.mode is not LeaseMode.NONE and lease.ino not in self.files and not self.journal.pending(lease.ino):
-                result.append(lease.ino)
-                over -= 1 + len(self.tree.names(lease.ino))
-                inode = self.tree.inode(lease.ino)
-                over_inline -= len(inode.inline or b"") if inode is not None else 0
-        return result
-
-    async def release_leases(self, inos: Iterable[Ino]) -> None:
-        """Give leases back whose inodes nobody has open or dirty here."""
-        leaving: list[tuple[Ino, int]] = []
-        for ino in inos:
-            lease = self.leases.find(ino)
-            if lease is None or lease.mode is LeaseMode.NONE or lease.users or self._is_busy(ino):
-                continue
-            leaving.append((ino, lease.serial))
-            self.leases.lower_usable(lease, LeaseMode.NONE)
-        releases: list[Release] = []
-        for ino, serial in leaving:
-            await self.hand_locks_over(ino, LeaseMode.NONE)
-            await self.invalidate_kernel(ino)
-            if not self._is_busy(ino) and self.leases.lower(ino, serial, LeaseMode.NONE):
-                self.drop_caches(ino)
-                releases.append(Release(ino, serial, LeaseMode.NONE, False))
-        await self._send_releases(releases)
-
-    async def tell_closed(self, file: File) -> None:
-        """The last handle is gone of a file that the server keeps open for this session."""
-        ino = file.ino
-        await self.journal.settle([ino])
-        if file.handles:
-            return
-        lease = self.leases.get(ino)
-        self.leases.lower_usable(lease, LeaseMode.NONE)
-        serial = lease.serial
-        await self.hand_locks_over(ino, LeaseMode.NONE)
-        await self.invalidate_kernel(ino)
-        if file.handles or not self.leases.lower(ino, serial, LeaseMode.NONE):
-            return  # opened again meanwhile
-        file.told_open = False
-        self.drop_caches(ino)
-        await self._send_releases([Release(ino, serial, LeaseMode.NONE, False)])
-
-    def _is_busy(self, ino: Ino) -> bool:
-        file = self.files.get(ino)
-        busy = file is not None and (file.handles > 0 or file.unwritten or file.told_open)
-        return busy or self.journal.pending(ino)
-
-    async def _send_releases(self, releases: list[Release]) -> None:
-        for start in range(0, len(releases), RELEASE_BATCH):
-            batch = tuple(releases[start : start + RELEASE_BATCH])
-            session = self.session.id
-            await self.session.ask(lambda now, b=batch, s=session: ReleaseLeases(now, b if now == s else ()))

@@ -109,6 +109,16 @@ class File:
         self.touched = True
 
     @property
+    def is_needed(self) -> bool:
+        """Whether the server must keep the inode for our sake even without a name."""
+        return self.handles > 0 or self.unwritten or self.is_under_way
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a flush is at work, which needs the lease to its end."""
+        return self.flush_lock.locked()
+
+    @property
     def unwritten_bytes(self) -> int:
         return self.dirty.size_bytes + self.flushing.size_bytes
 

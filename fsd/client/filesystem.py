@@ -5,8 +5,8 @@ With soft mounts (`ClientOptions.hard` False) every call ends after `timeout_s` 
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -19,6 +19,7 @@ from fsd.client.file import DirectoryHandle, FileHandle
 from fsd.client.locks import Locks
 from fsd.client.names import Names
 from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
+from fsd.client.pins import Pins
 from fsd.client.replay import Restored
 from fsd.client.resume import Resume, open_state
 from fsd.client.state import KIND_OPEN, KIND_WRITE, Unlogged
@@ -72,6 +73,7 @@ class FileSystem:
         self._suspended = False
         self.restored_handles: dict[int, FileHandle] = {} if resume is None else resume.handles
         self.resumed = resume is not None and resume.session == core.session.id
+        self._pins = Pins(core, self._hold, self._drop_handle)
 
     @property
     def volume(self) -> Volume:
@@ -128,13 +130,20 @@ class FileSystem:
 
     def forget(self, ino: Ino) -> None:
         """Nobody above caches the inode any more: its lease may go back, some time."""
-        self._core.forget(ino)
+        self._core.returns.forget(ino)
 
     # --- names --------------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent: Ino, name: bytes) -> Inode:
         """Raises NotFound."""
-        return await self._bounded(self._names.lookup(parent, name))
+        return await self._bounded(self._lookup(parent, name))
+
+    async def _lookup(self, parent: Ino, name: bytes) -> Inode:
+        inode = await self._names.lookup(parent, name)
+        while inode.is_regular and self._pins.are_wanted() and not self._pins.pin(inode.ino):
+            await self._core.no_removal(inode.ino)
+            inode = await self._names.lookup(parent, name)
+        return inode
 
     async def create(
         self, caller: Caller, parent: Ino, name: bytes, mode: int, flags: int, *, number: int = 0
@@ -160,7 +169,7 @@ class FileSystem:
 
         def hold(ino: Ino) -> None:
             """Others may remove the name as soon as it is there: a recall must say already that the file is open."""
-            self._contents.file(ino).handles += 1
+            self._hold(ino)
             held.append(ino)
 
         while True:
@@ -238,7 +247,8 @@ class FileSystem:
 
     async def getattr(self, ino: Ino) -> Inode:
         """This client's unwritten size and times included. Raises StaleHandle."""
-        return await self._bounded(self._names.getattr(ino))
+        with self._noticing_what_is_gone():
+            return await self._bounded(self._names.getattr(ino))
 
     async def setattr(
         self,
@@ -264,7 +274,8 @@ class FileSystem:
                 )
             return await self._names.getattr(ino)
 
-        return await self._bounded(work())
+        with self._noticing_what_is_gone():
+            return await self._bounded(work())
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         return await self._bounded(self._names.getxattr(ino, name))
@@ -284,6 +295,14 @@ class FileSystem:
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _noticing_what_is_gone(self) -> Generator[None]:
+        try:
+            yield
+        except StaleHandle:
+            self._pins.came_too_late()
+            raise
+
     async def open(self, ino: Ino, flags: int, caller: Caller = ROOT, *, number: int = 0) -> FileHandle:
         """`number`: by which the handle is known to the next process, if this one dies (`restored_handles`); 0: by none.
         Raises IsADirectory, InvalidArgument (no regular file), StaleHandle."""
@@ -292,7 +311,8 @@ class FileSystem:
             await trio.lowlevel.checkpoint()
             return self.restored_handles[done]
 
-        return await self._once(KIND_OPEN, lambda: self._open(ino, flags, caller, number), again)
+        with self._noticing_what_is_gone():
+            return await self._once(KIND_OPEN, lambda: self._open(ino, flags, caller, number), again)
 
     async def _open(self, ino: Ino, flags: int, caller: Caller = ROOT, number: int = 0) -> FileHandle:
         inode = await self._names.getattr(ino)
@@ -364,6 +384,9 @@ class FileSystem:
                 self._core.state.closed(handle.number)
             self._drop_handle(handle.ino)
 
+    def _hold(self, ino: Ino) -> None:
+        self._contents.file(ino).handles += 1
+
     def _drop_handle(self, ino: Ino) -> None:
         file = self._core.files[ino]
         file.handles -= 1
@@ -379,6 +402,7 @@ class FileSystem:
             raise IsADirectory(f"inode {ino} is a directory")
         if not inode.is_regular:
             raise InvalidArgument(f"inode {ino} is no regular file")
+        await self._core.no_removal(ino)
         file = self._contents.file(ino)
         try:
             await self._contents.truncate(caller, file, size)
@@ -492,7 +516,7 @@ async def _start(core: Core, restored: Restored | None) -> FileSystem:
         await resume.finish()
         nursery.start_soon(forget_names, core)
     nursery.start_soon(contents.run)
-    nursery.start_soon(core.housekeeping)
+    nursery.start_soon(core.returns.run)
     return FileSystem(core, contents, Names(core, contents), resume)
 
 

@@ -36,6 +36,7 @@ class Lease:
     refused: int = 0
     refused_at: int = 0  # the session's call counter when `refused` was set
     since: int = 0
+    open_elsewhere: bool = False  # another session has handles on the inode, or may have
     generation: int = 0
     users: int = 0
     idle: trio.Event | None = None
@@ -90,6 +91,7 @@ class LeaseTable:
             lease.mode = lease.usable = grant.mode
             lease.serial = grant.serial
             lease.since = lease.since or grant.serial
+            lease.open_elsewhere = grant.open_elsewhere
         elif lease.since:
             lease.since = min(lease.since, grant.serial)  # answers overtook each other; nothing was recalled between
 
@@ -114,7 +116,7 @@ class LeaseTable:
         lease.since = BORN
 
     def surrendered(self, ino: Ino) -> None:
-        """The server has taken the lease back with the inode's last name."""
+        """The server has taken the lease back with the inode's last name, as this session had nothing of it any more."""
         lease = self._leases.get(ino)
         if lease is not None:
             lease.mode = lease.usable = LeaseMode.NONE
@@ -161,6 +163,7 @@ class LeaseTable:
             lease = self.get(ino)
             lease.mode = lease.usable = grant.mode
             lease.serial = lease.since = grant.serial
+            lease.open_elsewhere = True  # after its restart the server does not know yet who else comes back
         return lost
 
     def clear(self) -> None:

@@ -32,7 +32,7 @@ from fsd.protocol.metadata import LeaseMode
 
 class Local:
     """See the module. `refused` hears of promises that the server did not keep; `discarded` of a file whose bytes nobody can
-    read any more."""
+    read any more; `close_later` of one whose bytes are still on their way while its last name goes."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Local:
         blocks: BlockCache,
         refused: Callable[[Entry], None],
         discarded: Callable[[File], None],
+        close_later: Callable[[File], None],
         state: Unlogged = UNLOGGED,
     ) -> None:
         self._session = session
@@ -54,6 +55,7 @@ class Local:
         self._blocks = blocks
         self._refused = refused
         self._discarded = discarded
+        self._close_later = close_later
         self._unlimited: tuple[Volume, Volume] | None = None
         self.journal = Journal(session.execute_batch, self._ended, state)
 
@@ -73,6 +75,8 @@ class Local:
             applied = apply(view, operation)
         except NotCached:
             return None
+        if any(isinstance(change, PutOrphan) and self.is_read_elsewhere(change.ino) for change in applied.changes):
+            return None
         return self._promise(
             operation, inos, tokens, applied.changes, None if applied.subject is None else applied.subject.ino
         )
@@ -82,6 +86,11 @@ class Local:
         if written_back:
             return all(self._leases.get(ino).mode is LeaseMode.EXCLUSIVE for ino in inos)
         return all(self._leases.usable(ino, LeaseMode.EXCLUSIVE) for ino in inos)
+
+    def is_read_elsewhere(self, ino: Ino) -> bool:
+        """Whether others, who have the inode open, will read what is not written back yet."""
+        file = self._files.get(ino)
+        return file is not None and file.unwritten and self._leases.get(ino).open_elsewhere
 
     def _volume(self) -> Volume:
         """The volume without the quotas that it may have had when the session began: `may_promise` tells what is now."""
@@ -109,8 +118,10 @@ class Local:
             self._leases.born(new)
         for ino in orphans:
             file = self._files.get(ino)
-            if file is not None and file.handles:
+            if file is not None and (file.handles or file.is_under_way):
                 entry.keep_open = file.told_open = True
+                if not file.handles:
+                    self._close_later(file)
             else:
                 entry.gone += (ino,)
                 self._bury(ino, file)

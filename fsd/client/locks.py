@@ -281,7 +281,7 @@ class Locks:
     async def _told_to_server(self, make: Callable[[SessionId], object]) -> None:
         """What has nobody left to hear of an error."""
         try:
-            await self._session.ask(make)
+            await self._session.ask_urgently(make)
         except FsError as error:
             log.error("the metadata server refuses %s: %s", make(self._session.id), error)
 

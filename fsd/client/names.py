@@ -41,7 +41,6 @@ from fsd.protocol.metadata import (
     DirectoryEntry,
     DirectoryPage,
     Entry,
-    Executed,
     GetXattr,
     LeaseMode,
     ListXattrs,
@@ -116,7 +115,7 @@ class Names:
 
     def known_entry(self, parent: Ino, name: bytes) -> Ino | None:
         """The inode of a name or ABSENT, certainly so; None if nothing is known."""
-        if not self._core.leases.usable(parent, LeaseMode.SHARED):
+        if not self._core.leases.usable(parent, LeaseMode.SHARED) or self._core.is_in_doubt(parent, (parent, name)):
             return None
         child = self._core.tree.resolve(parent, name)
         if child is not None:
@@ -151,7 +150,6 @@ class Names:
         tokens: list[Token],
         make: Callable[[int], Operation],
         *,
-        then: Callable[[Executed, Ticket], None],
         removes: Ino | None = None,
     ) -> Inode | None:
         """One operation, here or at the server, made with the server's time; made again if the session was replaced before it
@@ -166,7 +164,6 @@ class Names:
                     make(self._core.session.now_ns()),
                     lease=LeaseMode.EXCLUSIVE,
                     removes=removes,
-                    then=then,
                     session=self._core.session.id,
                 )
                 return executed.inodes[0] if executed.inodes else None
@@ -194,12 +191,6 @@ class Names:
     ) -> Inode:
         """Create a name with a new inode; `before` hears of its number before anybody else can."""
         check_name(name)
-
-        def then(executed: Executed, ticket: Ticket) -> None:
-            inode = executed.inodes[0]
-            self._core.tree.changed(parent)
-            self._core.remember_entry(parent, name, inode.ino, ticket, executed.grants)
-
         while True:
             session: SessionId = self._core.session.id
             ino = Ino(await self._core.session.new_id())
@@ -214,7 +205,6 @@ class Names:
                     tokens,
                     make(self._core.session.now_ns(), ino),
                     lease=LeaseMode.EXCLUSIVE,
-                    then=then,
                     session=session,
                 )
                 return self._core.shown(executed.inodes[0])
@@ -264,15 +254,9 @@ class Names:
     async def link(self, caller: Caller, ino: Ino, parent: Ino, name: bytes) -> Inode:
         check_name(name)
         layer = self._core.volume.layer
-
-        def then(executed: Executed, ticket: Ticket) -> None:
-            self._core.tree.changed(parent)
-            self._core.remember_entry(parent, name, ino, ticket, executed.grants)
-
         inode = await self._change(
             [ino, parent, (parent, name)],
             lambda now: Link(layer, now, caller.uid, caller.gid, ino, parent, name),
-            then=then,
         )
         assert inode is not None, "a link is about an inode"
         return self._core.shown(inode)
@@ -282,17 +266,9 @@ class Names:
         check_name(name)
         layer = self._core.volume.layer
         child = await self._child(parent, name)
-
-        def then(executed: Executed, ticket: Ticket) -> None:
-            self._core.tree.changed(parent)
-            self._core.remember_entry(parent, name, ABSENT, ticket, executed.grants)
-            self._removed(child, executed)
-            self._removed_others(child, executed)
-
         await self._change(
             [parent, (parent, name), child],
             lambda now: Unlink(layer, now, caller.uid, caller.gid, parent, name),
-            then=then,
             removes=child,
         )
 
@@ -300,16 +276,10 @@ class Names:
         check_name(name)
         layer = self._core.volume.layer
         child = await self._child(parent, name)
-
-        def then(executed: Executed, ticket: Ticket) -> None:
-            self._core.tree.changed(parent)
-            self._core.remember_entry(parent, name, ABSENT, ticket, executed.grants)
-            self._removed(child, executed)
-
         await self._change(
             [parent, (parent, name), child],
             lambda now: Rmdir(layer, now, caller.uid, caller.gid, parent, name),
-            then=then,
+            removes=child,
         )
 
     async def rename(
@@ -322,24 +292,10 @@ class Names:
         child = await self._child(parent, name)
         target = await self._child_or_absent(new_parent, new_name)
         exchange = bool(flags & RenameFlag.EXCHANGE)
-
-        def then(executed: Executed, ticket: Ticket) -> None:
-            self._core.tree.changed(parent)
-            self._core.tree.changed(new_parent)
-            if child == target:
-                return  # two names of one inode: nothing happened
-            self._removed_others(target, executed)
-            grants = executed.grants
-            self._core.remember_entry(parent, name, target if exchange else ABSENT, ticket, grants)
-            self._core.remember_entry(new_parent, new_name, child, ticket, grants)
-            if not exchange and target != ABSENT:
-                self._removed(target, executed)
-
         tokens: list[Token] = [parent, new_parent, (parent, name), (new_parent, new_name), child]
         await self._change(
             tokens if target == ABSENT else [*tokens, target],
             lambda now: Rename(layer, now, caller.uid, caller.gid, parent, name, new_parent, new_name, flags),
-            then=then,
             removes=NOBODY if exchange or target == ABSENT else target,
         )
 
@@ -354,33 +310,6 @@ class Names:
             return await self._child(parent, name)
         except NotFound:
             return ABSENT
-
-    def _removed(self, ino: Ino, executed: Executed) -> None:
-        """A name of the inode is gone, perhaps its last; if the inode itself is gone, nobody anywhere can read its bytes."""
-        inode = next((inode for inode in executed.inodes if inode.ino == ino), None)
-        if inode is not None and not inode.is_directory and inode.nlink > 0:
-            return
-        file = self._core.files.get(ino)
-        if file is not None and file.handles == 0 and inode is None:
-            file.discard()
-            self._contents.account(file)
-        if file is None or file.handles == 0:
-            if file is not None:
-                file.told_open = False
-            lease = self._core.leases.find(ino)
-            if lease is not None:  # given back, not just forgotten: the server may have kept the inode
-                self._core.leases.lower_usable(lease, LeaseMode.NONE)
-            self._core.forget(ino)
-
-    def _removed_others(self, child: Ino, executed: Executed) -> None:
-        """The name was another inode's meanwhile: the server kept that one for the sake of our lease."""
-        for inode in executed.inodes:
-            if inode.ino != child and inode.nlink == 0 and not inode.is_directory:
-                file = self._core.files.get(inode.ino)
-                if file is not None and file.handles:
-                    file.told_open = True
-                else:
-                    self._core.forget(inode.ino)
 
     # --- knowing enough to change a directory here --------------------------------------------------------------------
 
@@ -513,7 +442,6 @@ class Names:
         await self._change(
             [ino],
             lambda now: SetAttributes(layer, now, caller.uid, caller.gid, ino, mode, uid, gid, atime_ns, mtime_ns),
-            then=_nothing,
         )
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
@@ -541,12 +469,11 @@ class Names:
         await self._change(
             [ino],
             lambda now: SetXattr(layer, now, caller.uid, caller.gid, ino, name, value, flags),
-            then=_nothing,
         )
 
     async def removexattr(self, caller: Caller, ino: Ino, name: bytes) -> None:
         layer = self._core.volume.layer
-        await self._change([ino], lambda now: RemoveXattr(layer, now, caller.uid, caller.gid, ino, name), then=_nothing)
+        await self._change([ino], lambda now: RemoveXattr(layer, now, caller.uid, caller.gid, ino, name))
 
     async def space(self) -> VolumeSpace:
         await self._core.journal.drain()
@@ -580,6 +507,8 @@ class Names:
             return False
         if not self._core.leases.usable(handle.ino, LeaseMode.SHARED) or cookie < handle.page_after:
             return False
+        if self._core.is_in_doubt(handle.ino, handle.ino):
+            return False
         return handle.page_end or bool(handle.page and handle.page[-1].cookie > cookie)
 
     def _page_here(self, handle: DirectoryHandle) -> bool:
@@ -588,7 +517,7 @@ class Names:
         directory = tree.inode(ino)
         if directory is None or directory.size > COMPLETE_NAMES or not tree.is_complete(ino):
             return False
-        if not self._core.leases.usable(ino, LeaseMode.SHARED):
+        if not self._core.leases.usable(ino, LeaseMode.SHARED) or self._core.is_in_doubt(ino, ino):
             return False
         page: list[DirectoryEntry] = []
         for name, child in tree.children(ino):
@@ -679,7 +608,3 @@ def check_name(name: bytes) -> None:
     """Raises NameTooLong."""
     if len(name) > NAME_MAX:
         raise NameTooLong(f"a name of {len(name)} bytes, at most {NAME_MAX} are allowed")
-
-
-def _nothing(executed: Executed, ticket: Ticket) -> None:
-    """Nothing more to remember."""

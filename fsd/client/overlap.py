@@ -78,6 +78,10 @@ class Overlaps:
             ticket.change and not ticket.here for ticket in self._active.get(token, ())
         )
 
+    def is_sent(self, token: Token) -> bool:
+        """Whether a change of `token` may have been carried out by the server already."""
+        return any(ticket.change and not ticket.here for ticket in self._active.get(token, ()))
+
     def is_unsettled(self, token: Token) -> bool:
         """Whether any change of `token` is under way: what the server says may be older."""
         return token in self._announced or any(ticket.change for ticket in self._active.get(token, ()))

@@ -6,8 +6,9 @@
 
 The session's time runs from the *send* time of the last answered renewal (`remaining_s`): a lease is worth something only
 while it runs. Numbered requests (`execute`) are sent again with the same number until they are answered; a request whose
-result is unknown when the session is lost fails with SessionEvicted. Requests that wait for a recall of somebody else's
-lease are bounded in number; those that write back under a recall are not (they are what the others wait for).
+result is unknown when the session is lost fails with SessionEvicted. Requests that may wait for a recall of somebody else's
+lease are bounded in number, so that there is always room at the server for those that write back under a recall (they are
+what the others wait for).
 """
 
 import dataclasses
@@ -62,6 +63,7 @@ T = TypeVar("T")
 
 KEEP_ALIVE_S = 1.0
 MAX_EXECUTES = 256  # numbered requests under way, those of write-back not counted
+MAX_QUESTIONS = 512  # others that may wait for a recall; together less than a server works on for one connection
 DRIFT = 0.97  # this clock may run slower than the server's
 PROTOCOL_ROLE = "client"
 
@@ -113,6 +115,10 @@ class Keeper(Protocol):
 
     def map_heard(self, epoch: MapEpoch) -> None: ...
 
+    def is_writing_back(self) -> bool:
+        """Whether a recall waits for chunkservers."""
+        ...
+
 
 class Session:
     """See the module. Started by `start`, which raises what a user must know; then `run` in the background."""
@@ -152,6 +158,7 @@ class Session:
         self._ids_lock = trio.Lock()
         self._numbers = Numbers()
         self._room = trio.CapacityLimiter(MAX_EXECUTES)
+        self._questions = trio.CapacityLimiter(MAX_QUESTIONS)
         self.calls = 0
         self._outstanding: OrderedDict[int, None] = OrderedDict()
         self._closing = False
@@ -196,7 +203,13 @@ class Session:
     # --- asking -----------------------------------------------------------------------------------------------------
 
     async def ask(self, make: Callable[[SessionId], object]) -> Any:
-        """The answer to a request that may be repeated freely (it reads, or is its own repetition)."""
+        """The answer to a request that may be repeated freely (it reads, or is its own repetition), and may have to wait for
+        somebody else's lease."""
+        async with self._questions:
+            return await self.ask_urgently(make)
+
+    async def ask_urgently(self, make: Callable[[SessionId], object]) -> Any:
+        """As `ask`; what waits for no lease."""
         self._counts[type(make(self.id)).__name__] += 1
         self.calls += 1
         call = self.calls
@@ -228,15 +241,15 @@ class Session:
         others: LeaseMode = LeaseMode.SHARED,
         keep_open: bool = False,
         removes: Ino = ANY_INODE,
-        urgent: bool = False,
+        write_back: bool = False,
         session: SessionId | None = None,
     ) -> Executed:
-        """Carry out an operation exactly once. `urgent`: write-back, which must not wait for others. `session`: the one for
-        which the operation was made. Raises every PosixError, SessionEvicted (unknown result), SessionReplaced."""
-        if urgent:
-            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, urgent)
+        """Carry out an operation exactly once. `write_back`: it waits for nobody. `session`: the one for which the operation
+        was made. Raises every PosixError, SessionEvicted (unknown result), SessionReplaced."""
+        if write_back:
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, write_back)
         async with self._room:
-            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, urgent)
+            return await self._execute(operation, lease, others, keep_open, removes, session or self.id, write_back)
 
     async def execute_batch(self, items: tuple[BatchItem, ...], sent_as: RequestNumber | None = None) -> BatchExecuted:
         """Carry out a part of the journal, each operation once, for the session of now. `sent_as`: the first one's number
@@ -264,14 +277,14 @@ class Session:
         keep_open: bool,
         removes: Ino,
         session: SessionId,
-        urgent: bool,
+        write_back: bool,
     ) -> Executed:
         if session != self.id:
             raise SessionReplaced
         numbers = self._numbers
         number = numbers.take()
-        request = Execute(session, number, numbers.floor(), operation, lease, keep_open, others, removes)
-        self._state.requested(request, urgent)
+        request = Execute(session, number, numbers.floor(), operation, lease, keep_open, others, removes, write_back)
+        self._state.requested(request, write_back)
         return await self.carry_out(request)
 
     async def carry_out(self, request: Execute) -> Executed:
@@ -344,7 +357,7 @@ class Session:
             async with self._ids_lock:
                 if not self._ids:
                     session = self.id
-                    reply: IdRange = await self.ask(AllocateIds)
+                    reply: IdRange = await self.ask_urgently(AllocateIds)
                     if session == self.id:
                         self._ids.append((reply.first_id, reply.first_id + reply.id_count))
         first, end = self._ids[0]
@@ -495,7 +508,7 @@ class Session:
             sent = self._runtime.clock.monotonic()
             with trio.move_on_after(self._ttl_s / 2) as scope:
                 try:
-                    alive: Alive = (await peer.call(KeepAlive(self.id))).message
+                    alive: Alive = (await peer.call(KeepAlive(self.id, self._keeper.is_writing_back()))).message
                 except (SessionEvicted, SessionUnknown):
                     return
                 except FsError as error:

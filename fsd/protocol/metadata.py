@@ -30,11 +30,14 @@ class LeaseMode(Enum):
 @wire(200)
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The session's lease on `ino` is now `mode` (it may be stronger than asked, and never weaker than what it had)."""
+    """The session's lease on `ino` is now `mode` (it may be stronger than asked, and never weaker than what it had).
+    `open_elsewhere`: another session has handles on the inode, and will read what is written here even when its last name is
+    gone; nobody else begins to while the lease is exclusive."""
 
     ino: Ino
     mode: LeaseMode
     serial: int
+    open_elsewhere: bool = False
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
@@ -128,9 +131,11 @@ class SessionResumed:
 @wire(206)
 @dataclass(frozen=True, slots=True)
 class KeepAlive:
-    """Answer: Alive. Errors: SessionEvicted, SessionUnknown."""
+    """Answer: Alive. Errors: SessionEvicted, SessionUnknown. `writing_back`: a recall waits for chunkservers that do not
+    answer; evicting the session for its slowness would lose what it has answered for."""
 
     session: SessionId
+    writing_back: bool = False
 
 
 @wire(207)
@@ -302,7 +307,10 @@ class Execute:
     `lease` is wanted on the operation's subject where it is free, `others` on the other inodes that it changes if nobody had
     to give anything up for it. `keep_open`: the session has handles on the inode that loses a name here, which it
     believes to be `removes` (ANY_INODE: whichever it is). If it is another one, the session gives its lease back when it sees
-    the answer. Answer: Executed. Errors: every PosixError; SessionEvicted.
+    the answer. Who does not say `keep_open` has nothing unwritten of the inode either: its lease goes with the last name.
+
+    `write_back`: part of giving back an exclusive lease, or of keeping the promises made under it. It never waits for
+    anybody: whoever does not hold that lease gets StaleHandle. Answer: Executed. Errors: every PosixError; SessionEvicted.
     """
 
     session: SessionId
@@ -313,16 +321,30 @@ class Execute:
     keep_open: bool = False
     others: LeaseMode = LeaseMode.SHARED
     removes: Ino = ANY_INODE
+    write_back: bool = False
+
+
+@wire(238)
+@dataclass(frozen=True, slots=True)
+class NameChange:
+    """What a name names now; `ino` 0: nothing."""
+
+    parent: Ino
+    name: bytes
+    ino: Ino
 
 
 @wire(224)
 @dataclass(frozen=True, slots=True)
 class Executed:
     """`inodes` are all inodes that the operation changed, as they are now (inline bytes left out), the subject first if
-    there is one."""
+    there is one. `names` are the names that it changed, empty in an answer that is given again. `gone` are the inodes that lost
+    their last name and are removed, or at least not this session's any more: it has no lease on them."""
 
     inodes: tuple[Inode, ...]
     grants: tuple[Grant, ...]
+    names: tuple[NameChange, ...] = ()
+    gone: tuple[Ino, ...] = ()
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------

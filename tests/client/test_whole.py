@@ -369,3 +369,59 @@ async def test_extended_attributes(autojump_clock: Clock) -> None:
         await b.removexattr(ROOT, ino, b"user.one")
         with pytest.raises(FsError):
             await a.getxattr(ino, b"user.one")
+
+
+async def test_what_was_written_before_the_last_name_went_is_read_where_the_file_is_open(autojump_clock: Clock) -> None:
+    for size in (10, 200 * KIB):
+        async with cluster() as made, made.mount() as a, made.mount() as b:
+            ino = await put(a, b"f", b"old" * size)
+            reader = await b.open(ino, os.O_RDONLY)
+            assert await b.read(reader, 0, 3) == b"old"
+            writer = await a.open(ino, os.O_RDWR)
+            await a.write(writer, 0, b"new" * size)
+            await a.release(writer)
+            await a.unlink(ROOT, 1, b"f")
+            assert await b.read(reader, 0, 3 * size) == b"new" * size
+            await b.release(reader)
+            await a.sync()
+            await b.sync()
+
+
+async def test_a_file_that_goes_while_it_is_written_back_is_lost_silently(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        for round in range(20):
+            name = b"f%d" % round
+            _, handle = await a.create(ROOT, 1, name, 0o644, os.O_RDWR)
+            await a.write(handle, 0, b"x" * 300_000)
+            await a.release(handle)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.sync)
+                await trio.sleep(0.001 * round)
+                await (a if round % 2 else b).unlink(ROOT, 1, name)
+        await a.sync()
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_an_open_that_came_too_late_comes_in_time_when_it_is_repeated(autojump_clock: Clock) -> None:
+    """As a kernel does it: LOOKUP, OPEN, and both once more when that is ESTALE. The other client replaces the file each
+    time."""
+    async with cluster() as made, made.mount() as a, made.mount() as b:
+        await put(a, b"f", b"0")
+
+        async def replace(number: int) -> None:
+            await put(a, b"new", b"%d" % number)
+            await a.rename(ROOT, 1, b"new", 1, b"f", 0)
+
+        old = await b.lookup(1, b"f")
+        await replace(1)
+        with pytest.raises(StaleHandle):
+            await b.open(old.ino, os.O_RDONLY)
+        found = await b.lookup(1, b"f")
+        await replace(2)
+        handle = await b.open(found.ino, os.O_RDONLY)
+        assert await b.read(handle, 0, 10) == b"1"
+        await b.release(handle)
+        await trio.sleep(5)
+        assert b.statistics()["open files"] == 0

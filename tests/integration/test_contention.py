@@ -58,11 +58,6 @@ def step(chance: random.Random, directory: str, name: str, other: str) -> None:
             os.stat(path)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known bug, about one run in five: a write-back whose lease the server took with the inode's last name can wait "
-    "for a request that waits for it, until the holder is evicted after two ttls; or a file removed meanwhile is ESTALE",
-)
 def test_a_directory_that_all_change_at_once_stalls_nobody(cluster: RealCluster, a: Path, b: Path):
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[tuple[int, float, str]] = context.Queue()

@@ -80,6 +80,8 @@ class FakeClient:
         self.map_epochs: list[int] = []
         self.on_recall: Callable[[m.Recall], Any] | None = None
         self.session: Any = None
+        self.writing_back = False
+        self.evicted = False
         self.number = 0
         self.next_id = 0
         self.channel = Channel(server.runtime, server.nursery, ADDRESS, lambda: Hello("client", name, "0"), self)
@@ -89,6 +91,9 @@ class FakeClient:
     async def handle(self, peer: Peer, message: Any, payload: Any) -> Any:
         if isinstance(message, m.MapChanged):
             self.map_epochs.append(message.map_epoch)
+            return None
+        if isinstance(message, m.Evicted):
+            self.evicted = True
             return None
         assert isinstance(message, m.Recall)
         self.recalls.extend(message.items)
@@ -149,16 +154,24 @@ class FakeClient:
         task_status.started()
         while True:
             with suppress(FsError):  # the server restarts, or the session is gone
-                await self.ask(m.KeepAlive(self.id))
+                await self.ask(m.KeepAlive(self.id, self.writing_back))
             await trio.sleep(1)
 
     async def execute(
-        self, operation: Operation, *, lease: m.LeaseMode = m.LeaseMode.NONE, keep_open: bool = False, number: int = 0
+        self,
+        operation: Operation,
+        *,
+        lease: m.LeaseMode = m.LeaseMode.NONE,
+        keep_open: bool = False,
+        number: int = 0,
+        write_back: bool = False,
     ) -> m.Executed:
         if not number:
             self.number += 1
             number = self.number
-        request = m.Execute(self.id, RequestNumber(number), RequestNumber(1), operation, lease, keep_open)
+        request = m.Execute(
+            self.id, RequestNumber(number), RequestNumber(1), operation, lease, keep_open, write_back=write_back
+        )
         return await self.ask(request)
 
     async def create(self, name: bytes, *, parent: Ino = ROOT_INO, lease: m.LeaseMode = m.LeaseMode.NONE) -> Ino:

@@ -54,6 +54,23 @@ async def test_a_holder_that_keeps_alive_but_does_not_answer_a_recall_is_evicted
         assert trio.current_time() - start > 15  # it might have been writing back: that is worth a long wait
 
 
+async def test_a_holder_that_says_that_it_waits_for_chunkservers_is_waited_for(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+
+        async def slow(recall):
+            one.writing_back = True
+            await trio.sleep(120)  # a placement group is down
+            one.writing_back = False
+
+        one.on_recall = slow
+        start = trio.current_time()
+        await two.get(ino, EXCLUSIVE)
+        assert 119 < trio.current_time() - start < 122
+        assert not one.evicted
+
+
 async def test_a_restarted_server_answers_when_all_sessions_are_back(autojump_clock):
     async with running() as server:
         one, two = await client(server, "one", alive=False), await client(server, "two", alive=False)

@@ -119,7 +119,7 @@ NODE = Node(NodeId(1), 2, "h:1", "z", 3, NodeState.UP)
 MEMBER = Member(NodeId(1), Incarnation(2))
 EXAMPLES = [
     (SessionRecord(SessionId(1), b"s", "c", LAYER, (IdRange(2, 3),)), "9501c40173a16301919202 03"),
-    (ResultRecord(1, "t", (inode(2),)), "9501a17491dc001002cd81a4000001000102030000c400000000900090"),
+    (ResultRecord(1, "t", (inode(2),)), "9601a17491dc001002cd81a4000001000102030000c40000000090009090"),
     (
         MapHead(MapEpoch(1), (NODE,), (Pool(PoolId(1), 2, 1),), (SessionId(5),), SessionId(4), NodeId(2)),
         "970191990102a3683a31a17a0301c2c2c2919301020191050402c2",

@@ -12,7 +12,16 @@ from fsd.core.errors import (
     StaleHandle,
 )
 from fsd.core.ids import Ino
-from fsd.namespace.operations import Create, Mkdir, Rename, SetAttributes, SetXattr, Symlink
+from fsd.namespace.operations import (
+    Create,
+    Link,
+    Mkdir,
+    Rename,
+    SetAttributes,
+    SetXattr,
+    Symlink,
+    WriteInline,
+)
 from fsd.protocol import cluster as c
 from fsd.protocol import metadata as m
 from tests.metadata.cluster import FakeClient, client, running
@@ -269,3 +278,63 @@ async def test_attributes_set_by_the_exclusive_holder_do_not_wait(autojump_clock
         executed = await one.execute(SetAttributes(*one.base(), ino, mode=0o600))
         assert executed.inodes[0].mode & 0o7777 == 0o600
         assert executed.grants == ()
+
+
+async def test_an_answer_tells_which_names_changed_and_what_is_gone(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        first, second = await one.create(b"a"), await one.create(b"b")
+        renamed = await one.execute(Rename(*one.base(), Ino(1), b"a", Ino(1), b"b"), number=70)
+        assert {(change.name, change.ino) for change in renamed.names} == {(b"a", 0), (b"b", first)}
+        assert renamed.gone == (second,)
+        again = await one.execute(Rename(*one.base(), Ino(1), b"a", Ino(1), b"b"), number=70)
+        assert (again.names, again.gone) == ((), (second,))
+
+
+async def test_who_unlinks_what_it_has_open_keeps_its_lease(autojump_clock):
+    async with running() as server:
+        one = await client(server, "one")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+        one.open.add(ino)
+        executed = await one.unlink(b"file", keep_open=True)
+        assert executed.gone == ()
+        await one.execute(WriteInline(*one.base(), ino, b"late"), write_back=True)
+        one.open.clear()
+        await one.ask(m.ReleaseLeases(one.id, (one.release(ino),)))
+
+
+async def test_a_write_back_never_waits_whatever_its_sender_believes_to_hold(autojump_clock):
+    """A request that waits for one's recall has the guard of the file that one writes back: once one was evicted for it."""
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        directory = await one.mkdir(b"d")
+        ino = await one.create(b"file", lease=EXCLUSIVE)
+        await one.get(directory, EXCLUSIVE)
+        await two.get(ino)
+        two.open.add(ino)
+        await one.get(ino, EXCLUSIVE)
+        written: list[str] = []
+
+        async def write_back_first(recall: m.Recall) -> None:
+            with pytest.raises(StaleHandle):
+                await one.execute(WriteInline(*one.base(), ino, b"late"), write_back=True)
+            written.append("refused at once")
+
+        one.on_recall = write_back_first
+        await one.ask(
+            m.ReleaseLeases(one.id, (one.release(ino),))
+        )  # as when the last name goes: the server has taken it
+        await two.execute(Link(*two.base(), ino, directory, b"name"))
+        assert written == ["refused at once"]
+        assert not one.evicted
+
+
+async def test_who_gets_an_exclusive_lease_hears_that_others_have_the_inode_open(autojump_clock):
+    async with running() as server:
+        one, two = await client(server, "one"), await client(server, "two")
+        ino = await one.create(b"file")
+        assert not (await one.get(ino, EXCLUSIVE)).grants[0].open_elsewhere
+        await two.get(ino)
+        two.open.add(ino)
+        assert (await one.get(ino, EXCLUSIVE)).grants[0].open_elsewhere
+        assert not (await two.get(ino, EXCLUSIVE)).grants[0].open_elsewhere

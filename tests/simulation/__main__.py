@@ -27,12 +27,19 @@ def main() -> int:
 
 
 def hunt(name: str) -> int:
-    from tests.simulation import mutations, mutations_of_daemons, mutations_of_flushes, mutations_of_members
+    from tests.simulation import (
+        mutations,
+        mutations_of_daemons,
+        mutations_of_flushes,
+        mutations_of_leases,
+        mutations_of_members,
+    )
 
     missed = 0
     for mutation in [
         *mutations.MUTATIONS,
         *mutations_of_members.MUTATIONS,
+        *mutations_of_leases.MUTATIONS,
         *mutations_of_flushes.MUTATIONS,
         *mutations_of_daemons.MUTATIONS_OF_DAEMONS,
     ]:

@@ -45,9 +45,10 @@ class Mutation:
     patches: Callable[[], list[Patch]]
     seeds: int
     change: dict[str, Any] = dataclasses.field(default_factory=dict)
+    base: Callable[[int], Plan] = Plan.of
 
     def plan(self, seed: int) -> Plan:
-        return dataclasses.replace(Plan.of(seed), **self.change)
+        return dataclasses.replace(self.base(seed), **self.change)
 
     @contextmanager
     def planted(self) -> Iterator[None]:

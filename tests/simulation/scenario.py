@@ -62,7 +62,9 @@ class Plan:
     steps: int = 20
     think_s: float = 0.3
     cache_bytes: int = 256 * 1024
+    write_back_age_s: float = 1.0
     readers: bool = False  # hardly anybody writes
+    worker: type[Worker] = Worker
     watchers: bool = False  # one more worker of each client does nothing but read
     replicas: int = 2
     min_replicas: int = 1
@@ -220,6 +222,7 @@ class Cluster:
         return ClientOptions(
             name=f"{process.host.name}.{process.number}",
             write_back_bytes=512 * 1024,
+            write_back_age_s=self.plan.write_back_age_s,
             cache_bytes=self.plan.cache_bytes,
             read_ahead_bytes=256 * 1024,
             metadata_cache_entries=64,
@@ -227,7 +230,7 @@ class Cluster:
 
     def _worker(self, client: Client, index: int) -> Worker:
         readers = self.plan.readers or index >= self.plan.workers
-        return Worker(client, Random(f"worker {self.kernel.random.random()}"), readers=readers)
+        return self.plan.worker(client, Random(f"worker {self.kernel.random.random()}"), readers=readers)
 
     async def _work(self, worker: Worker, work: list[int], index: int) -> None:
         while work[index] > 0 or worker.waiting is not None:

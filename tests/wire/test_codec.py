@@ -90,7 +90,7 @@ def test_damaged_messages_raise_nothing_but_protocol_error(number, seed, damage)
 
 
 def test_fields_that_a_newer_version_appended_are_ignored():
-    assert decode(KeepAlive, msgpack.packb([7, "from the future"])) == KeepAlive(SessionId(7))
+    assert decode(KeepAlive, msgpack.packb([7, False, "from the future"])) == KeepAlive(SessionId(7))
 
 
 def test_missing_fields_take_their_defaults_and_required_ones_do_not():
