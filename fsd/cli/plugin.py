@@ -22,6 +22,7 @@ OPTIONS: tuple[Option, ...] = (
     *logs.LOG_OPTIONS,
     readiness.READY_FD,
 )
+_OURS = ("NOTIFY_", "WATCHDOG_", "LISTEN_")  # what systemd says to us is not for the mounts' daemons
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +44,9 @@ def run(settings: dict[str, Any]) -> int:
     parse(settings["options"], "")  # what is wrong is told now, not at the first container's start
     addresses = administration.addresses_of(settings)
     logs.set_up(settings["log"], settings["log_level"])
-    mounts = Mounts(
-        (sys.executable, "-m", "fsd.cli"), child_environment(), addresses, settings["volumes"], settings["options"]
-    )
+    environment = {name: value for name, value in child_environment().items() if not name.startswith(_OURS)}
+    command = (sys.executable, "-m", "fsd.cli")
+    mounts = Mounts(command, environment, addresses, settings["volumes"], settings["options"])
     name = os.path.basename(settings["socket"]).removesuffix(".sock")
     uses = os.path.join(serving.directory(), "plugin", f"{name}.json")
     request = PluginRequest(settings["socket"], uses, mounts)
@@ -54,5 +55,5 @@ def run(settings: dict[str, Any]) -> int:
     def ready(where: str) -> None:
         readiness.report_ready(fd, where)
 
-    trio.run(run_plugin, real_runtime(), request, os.environ, ready)
+    trio.run(run_plugin, real_runtime(), request, ready)
     return exits.OK

@@ -4,13 +4,13 @@ A path is handed out only if it is the root of a living FUSE mount of the right 
 the directory below.
 """
 
-import contextlib
 import logging
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -19,6 +19,8 @@ from fsd.mount import mountinfo
 from fsd.mount.mountpoint import is_dead
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ANSWER_S = 20.0  # how long the root of a mount may take to answer
 COMMAND_S = 100.0  # `fsd mount` and `fsd umount` have shorter bounds of their own
@@ -61,8 +63,12 @@ class Mounts:
         """The path, mounted and answering. Raises MissingOnHost, Busy, DeadlineExceeded."""
         path = self.path(volume)
         if self.mounted(volume) is None or await trio.to_thread.run_sync(is_dead, path):
-            with contextlib.suppress(FileExistsError):
-                os.makedirs(path, mode=0o700)
+            try:
+                os.makedirs(path, mode=0o700, exist_ok=True)
+            except FileExistsError:  # a dead mount, which `fsd mount` takes away
+                log.debug("%s is there and does not answer", path)
+            except OSError as error:
+                raise MissingOnHost(f"cannot make the mount point {path}: {error.strerror}") from None
             words = ["mount", self.source(volume), path]
             await self._run(*words, *(["-o", self.options] if self.options else []))
         await self.check(volume)
@@ -74,11 +80,7 @@ class Mounts:
         mount = self.mounted(volume)
         if mount is None:
             raise MissingOnHost(f"{path} is not mounted although fsd mount succeeded")
-        found: os.stat_result | None = None
-        with trio.move_on_after(ANSWER_S):
-            found = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
-        if found is None:
-            raise DeadlineExceeded(f"the mount {path} does not answer within {ANSWER_S:g} s")
+        found = await _answered(path, lambda: os.stat(path))
         if mount.device != f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}":
             raise MissingOnHost(f"{path} is not the root of the mounted volume")
 
@@ -92,8 +94,7 @@ class Mounts:
             if mode is not None:
                 os.chmod(self.path(volume), mode)
 
-        with trio.fail_after(ANSWER_S):
-            await trio.to_thread.run_sync(change, abandon_on_cancel=True)
+        await _answered(self.path(volume), change)
 
     async def unmount(self, volume: str) -> None:
         """Returns when everything is written back. The mount point is removed if that is possible."""
@@ -126,6 +127,19 @@ class Mounts:
             raise DeadlineExceeded(f"fsd {' '.join(words)} did not end within {COMMAND_S:g} s")
         if done.returncode:
             raise MissingOnHost(explanation(words, done.returncode, done.stderr))
+
+
+async def _answered(path: str, call: Callable[[], T]) -> T:
+    """The mount's answer to a system call. Raises DeadlineExceeded, MissingOnHost."""
+    found: list[T] = []
+    try:
+        with trio.move_on_after(ANSWER_S):
+            found.append(await trio.to_thread.run_sync(call, abandon_on_cancel=True))
+    except OSError as error:
+        raise MissingOnHost(f"the mount {path} cannot be used: {error.strerror}") from None
+    if not found:
+        raise DeadlineExceeded(f"the mount {path} does not answer within {ANSWER_S:g} s")
+    return found[0]
 
 
 def explanation(words: Sequence[str], code: int, said: bytes) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -15,7 +15,7 @@ from fsd.plugin.driver import Driver
 from fsd.plugin.mounts import Mounts
 from fsd.plugin.uses import Uses
 from fsd.plugin.volumes import Volumes
-from fsd.runtime import Runtime
+from fsd.runtime import Runtime, notify
 from fsd.runtime.listening import inherited_listeners, unix_listener
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,9 @@ class PluginRequest:
     mounts: Mounts
 
 
-async def run_plugin(
-    runtime: Runtime, request: PluginRequest, environment: MutableMapping[str, str], ready: Callable[[str], None]
-) -> None:
+async def run_plugin(runtime: Runtime, request: PluginRequest, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; calls under way are brought to their end. Mounts stay."""
-    listeners = inherited_listeners(environment)
+    listeners = inherited_listeners()
     where = "the sockets of systemd" if listeners else request.socket
     own = not listeners
     listeners = listeners or [unix_listener(request.socket)]
@@ -48,9 +46,17 @@ async def run_plugin(
         log.info("serving on %s, volumes on %s, pid %d", where, request.mounts.directory, os.getpid())
         ready(where)
         nursery.start_soon(driver.sweep)
+        nursery.start_soon(_feed_watchdog)
     if own:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(request.socket)
+
+
+async def _feed_watchdog() -> None:
+    interval = notify.watchdog_s()
+    while interval is not None:
+        notify.feed_watchdog()
+        await trio.sleep(interval)
 
 
 async def _serve(
@@ -74,6 +80,7 @@ async def _end_on_signal(
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             break
+        notify.notify("STOPPING=1", "STATUS=finishing the calls under way")
         with trio.move_on_after(END_S):
             await plugin.idle()
     serving.cancel()

@@ -4,28 +4,21 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
 
 import trio
 
 from fsd.core.errors import Busy, ConfigurationError
+from fsd.runtime import notify
 
-FIRST_FD = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 BACKLOG = 128
 
 
-def inherited_listeners(environment: MutableMapping[str, str]) -> list[trio.SocketListener]:
-    """What systemd listens on for us (sd_listen_fds(3)); none if it does not. Taken out of `environment`, which children
-    inherit."""
-    count, pid = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
-    environment.pop("LISTEN_FDNAMES", None)
-    if not count.isdecimal() or pid != str(os.getpid()):
-        return []
-    return [_listener(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+def inherited_listeners() -> list[trio.SocketListener]:
+    """What systemd listens on for us, told once; none if it does not."""
+    return [_listener(fd) for fds in notify.passed().values() for fd in fds]
 
 
 def _listener(fd: int) -> trio.SocketListener:
-    os.set_inheritable(fd, False)
     return trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=fd)))
 
 

@@ -13,7 +13,7 @@ from fsd.cli.main import COMMANDS
 from tests.cli.test_commands import REPOSITORY, fsd, only_lines
 
 PROGRAM = "/opt/fsd/bin/fsd"
-WORDS = ("--program", PROGRAM, "--systemd", "--mount-helper")
+WORDS = ("--program", PROGRAM, "--systemd", "--mount-helper", "--plugin")
 
 
 def installed(root: Path) -> dict[str, bytes]:
@@ -157,6 +157,8 @@ def test_units_are_verified_by_systemd(whole, tmp_path):
         "fsd-metadata.service",
         "fsd-chunkserver@d.service",
         "fsd-mount@m.service",
+        "fsd-plugin.service",
+        "fsd-plugin.socket",
     ]
     environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{place}:"}
     done = subprocess.run(

@@ -79,3 +79,11 @@ async def test_unmounting_what_is_not_mounted_removes_the_empty_directory_only(m
         await mounts.unmount(name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w"]
     assert (tmp_path / "w" / "file").read_text() == "kept"
+
+
+async def test_what_the_mount_answers_with_an_error_is_told(mounts, tmp_path):
+    with pytest.raises(MissingOnHost, match="cannot be used: No such file"):
+        await mounts.set_root("absent", 1, None, None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MissingOnHost, match="cannot make the mount point"):
+        await Mounts(("true",), {}, ("here:7400",), str(tmp_path / "file")).mount("v")

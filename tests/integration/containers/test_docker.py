@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from fsd.mount import mountinfo, serving
 from tests.integration.conftest import REPOSITORY, eventually, run_fsd
 from tests.integration.containers.conftest import DRIVER, SOCKET, ask
 
@@ -66,6 +67,46 @@ def test_a_mount_that_is_made_again_reaches_a_running_rslave_container(dockerd, 
         assert run_fsd("umount", str(where)).returncode == 0
     finally:
         subprocess.run(["umount", "-R", "-l", parent], check=False)
+
+
+def test_a_container_does_not_notice_that_the_mount_daemon_is_killed(dockerd, plugin, a, cluster):
+    """On a bound mount and on a volume of the plugin: no error, no line lost, while the daemon is killed and replaced."""
+    dockerd("volume", "create", "-d", plugin.driver, "hardy")
+    script = "i=0; while [ ! -e /data/stop ]; do i=$((i+1)); echo $i >> /data/log || exit 1; "
+    script += "tail -n 1 /data/log > /dev/null || exit 2; done"
+    places = {"bound": (str(a), a, cluster.a), "volume": ("hardy", plugin.volumes / "hardy", plugin.volumes / "hardy")}
+    for name, (source, _, _) in places.items():
+        dockerd(
+            "run", "-d", "--name", name, "--network", "none", "-v", f"{source}:/data", "busybox", "sh", "-c", script
+        )
+    for name, (_, seen, mountpoint) in places.items():
+        eventually(lambda seen=seen: lines(seen) > 20, 30)
+        for _ in range(2):
+            eventually(lambda mountpoint=mountpoint: daemon_at(mountpoint) > 0, 30)
+            old, before = daemon_at(mountpoint), lines(seen)
+            os.kill(old, signal.SIGKILL)
+            eventually(lambda seen=seen, before=before: lines(seen) > before + 20, 60)
+            assert daemon_at(mountpoint) != old
+        (seen / "stop").touch()
+        assert dockerd("wait", name) == "0", dockerd("logs", name)
+        written = (seen / "log").read_text().split()
+        assert written == [str(i + 1) for i in range(len(written))]
+        dockerd("rm", name)
+    dockerd("volume", "rm", "hardy")
+
+
+def lines(directory: Path) -> int:
+    log = directory / "log"
+    return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+
+def daemon_at(mountpoint: Path) -> int:
+    """The pid of the daemon that serves a mount now."""
+    mount = mountinfo.mounted_at(str(mountpoint))
+    assert mount is not None
+    served = serving.of(mount)
+    assert served is not None
+    return 0 if served.daemon is None else served.daemon.pid
 
 
 # --- the plugin -------------------------------------------------------------------------------------------------------
