@@ -27,6 +27,7 @@ class Identity:
     incarnation: int = 0
     segment_size: int = 0
     has_store: bool = False
+    authority: int = 0  # the highest epoch of a metadata server that was followed (R14)
 
     @property
     def member(self) -> Member:
@@ -47,6 +48,7 @@ def parse_identity(data: bytes, where: str) -> Identity:
     if known.get("format") != FORMAT:
         raise FormatError(f"{where} has format {known.get('format')}, this version knows format {FORMAT}")
     default = Identity()
+    known.setdefault("authority", 0)  # came later
     for name in default.__slots__:
         if type(known.get(name)) is not type(getattr(default, name)):
             raise FormatError(f"{where}: the file {FILE_NAME!r} has no valid {name!r}")

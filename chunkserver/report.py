@@ -8,7 +8,7 @@ serves all who wait. Before the first map nothing is served (R14).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Never
 
@@ -63,7 +63,8 @@ class Registration:
 
 
 class Membership:
-    """`on_map` is told of every newer map, synchronously."""
+    """`on_map` is told of every newer map, synchronously. `authority`: the highest epoch of a metadata server that was followed
+    so far; a higher one is remembered, durably, before it is followed (R14)."""
 
     def __init__(
         self,
@@ -72,6 +73,9 @@ class Membership:
         addresses: Sequence[str],
         hello: Callable[[], Hello],
         on_map: Callable[[ClusterMap], None],
+        *,
+        authority: int,
+        remember_authority: Callable[[int], Awaitable[None]],
     ) -> None:
         self._runtime = runtime
         self._nursery = nursery
@@ -79,6 +83,8 @@ class Membership:
         self._addresses = tuple(addresses)
         self._current = 0
         self._on_map = on_map
+        self.authority = authority
+        self._remember_authority = remember_authority
         self._fetching: trio.Event | None = None
         self._wanted = MapEpoch(0)
         self._rows: dict[PgId, Row] = {}
@@ -182,7 +188,11 @@ class Membership:
         """One attempt, bounded; the next one goes to the next address. Raises FsError."""
         try:
             with trio.fail_after(CALL_TIMEOUT_S):
-                return (await self._channel().call(message)).message
+                peer = await self._channel().peer()
+                await self._follow(peer)
+                reply = (await peer.call(message)).message
+                await self._follow(peer)  # a successor may have been met meanwhile
+                return reply
         except trio.TooSlowError:
             self._current += 1
             raise NotServing(f"no answer from the metadata server in {CALL_TIMEOUT_S:g} s") from None
@@ -190,6 +200,18 @@ class Membership:
             if error.retry.value != "never":
                 self._current += 1
             raise
+
+    async def _follow(self, peer: Peer) -> None:
+        """R14: the newest authority that was ever met; remembered before anything that it says is done."""
+        epoch = peer.remote.incarnation
+        try:
+            check_authority(self.authority, epoch)
+        except NotServing:
+            peer.close()  # its successor may answer at the same address
+            raise
+        if epoch > self.authority:
+            self.authority = epoch
+            await self._remember_authority(epoch)
 
     async def change_row(self, message: DropMember | Activate | Promote) -> Row | None:
         """Ask for a change of a row (DropMember, Activate, Promote); when the answer is here, so is its map.
@@ -279,6 +301,12 @@ class Membership:
                 await self.call_once(Goodbye(self.me.node, self.me.incarnation))
             except FsError as error:
                 log.warning("stopping without a goodbye: %s", error)
+
+
+def check_authority(followed: int, epoch: int) -> None:
+    """R14: nothing that a predecessor says counts. Raises NotServing."""
+    if epoch < followed:
+        raise NotServing(f"this metadata server is of epoch {epoch}, one of epoch {followed} has taken its place")
 
 
 def lease_end(sent_at: float, lease_s: float) -> float:

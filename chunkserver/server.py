@@ -146,7 +146,15 @@ class ChunkServer:
         def on_map(cluster_map: ClusterMap) -> None:
             leader.adopt(cluster_map)
 
-        membership = Membership(runtime, nursery, self._options.metadata, self._hello, on_map)
+        membership = Membership(
+            runtime,
+            nursery,
+            self._options.metadata,
+            self._hello,
+            on_map,
+            authority=self._identity.authority,
+            remember_authority=self._remember_authority,
+        )
         membership.me = self._identity.member
         members = Members(runtime, membership, peers, self._options.member_timeout_s)
         carrier = Carrier(nursery, store, membership, members)
@@ -162,6 +170,10 @@ class ChunkServer:
         serving = Serving(runtime, store, membership, members, leader, carrier, flushes)
         prober = Prober(runtime, self._directory, membership, peers)
         return ChunkService(membership, serving, Follower(store, membership, leader), scrubber, prober)
+
+    async def _remember_authority(self, epoch: int) -> None:
+        self._identity = replace(self._identity, authority=epoch)
+        await save(self._directory, self._identity)
 
     async def _belong(self, registration: Registration) -> None:
         """Register, learn who we are, fetch the map; then heartbeats for ever."""

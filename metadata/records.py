@@ -88,3 +88,11 @@ class PurgeRecord:
 
     layer: LayerId
     pool: PoolId
+
+
+@wire(167)
+@dataclass(frozen=True, slots=True)
+class AuthorityRecord:
+    """How many lives the authority has had (R14)."""
+
+    epoch: int

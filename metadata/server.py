@@ -101,6 +101,7 @@ class MetadataServer:
         self._options = options
         self._failure: FsError | None = None
         self._failed = trio.Event()
+        self._epoch = 0
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gets the address. Raises FormatError, ForeignFileSystem, ConfigurationError,
@@ -121,6 +122,7 @@ class MetadataServer:
 
     async def _serve(self, store: Store, identity: str | None, task_status: trio.TaskStatus[str]) -> None:
         record = await self._file_system(store, identity)
+        self._epoch = await store.begin_authority()
         options, runtime = self._options, self._runtime
         async with trio.open_nursery() as nursery:
             audience = Audience(nursery)
@@ -225,7 +227,7 @@ class MetadataServer:
 
     def _welcome(self, record: FileSystemRecord, hello: Hello) -> Welcome:
         check_same_file_system(hello, record.file_system)
-        return Welcome("metadata", __version__, record.file_system)
+        return Welcome("metadata", __version__, record.file_system, incarnation=self._epoch)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from fsd.namespace.view import (
 from fsd.runtime.storage import KeyChange, KeyValue
 from fsd.wire.codec import decode, encode
 from metadata.records import (
+    AuthorityRecord,
     Counters,
     FileSystemRecord,
     MapHead,
@@ -57,7 +58,7 @@ SCAN_PAGE = 512
 _SESSION = struct.Struct(">cQ")
 _RESULT = struct.Struct(">cQQ")
 _CLUSTER = struct.Struct(">cI")
-COUNTERS_KEY, FILE_SYSTEM_KEY, MAP_KEY = b"c", b"f", b"m"
+COUNTERS_KEY, FILE_SYSTEM_KEY, MAP_KEY, AUTHORITY_KEY = b"c", b"f", b"m", b"a"
 
 
 def session_key(session: SessionId) -> bytes:
@@ -221,6 +222,13 @@ class Store:
 
     def file_system(self) -> FileSystemRecord | None:
         return self.get(FileSystemRecord, "cluster", FILE_SYSTEM_KEY)
+
+    async def begin_authority(self) -> int:
+        """The epoch of this life of the authority, one higher than ever before, durably (R14)."""
+        before = self.get(AuthorityRecord, "cluster", AUTHORITY_KEY)
+        record = AuthorityRecord(1 if before is None else before.epoch + 1)
+        await self.durable(self.apply([put("cluster", AUTHORITY_KEY, record)]))
+        return record.epoch
 
     def map_head(self) -> MapHead | None:
         return self.get(MapHead, "cluster", MAP_KEY)

@@ -22,7 +22,8 @@ class Hello:
 @wire(2)
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """Who answers. A caller that belongs to another file system gets ForeignFileSystem instead."""
+    """Who answers. A caller that belongs to another file system gets ForeignFileSystem instead. `incarnation`: of a node; of a
+    metadata server its epoch as the authority, which grows with every start (R14)."""
 
     role: str
     version: str

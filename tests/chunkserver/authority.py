@@ -47,13 +47,14 @@ class Authority:
         self.log: list[str] = []
         self.fates: dict[int, Fate] = {}  # of flushes, by number
         self.asked = 0
+        self.epoch = 1
 
     async def run(self, task_status=trio.TASK_STATUS_IGNORED):
         listener = await self.runtime.network.listen(ADDRESS)
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
             task_status.started()
-            await serve(listener, self, lambda hello: Welcome("metadata", "1", "fs"))
+            await serve(listener, self, lambda hello: Welcome("metadata", "1", "fs", incarnation=self.epoch))
 
     def arrived(self, peer, message):
         pass

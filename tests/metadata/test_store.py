@@ -33,6 +33,7 @@ from fsd.protocol.metadata import IdRange
 from fsd.wire.codec import decode, encode
 from metadata import store as store_module
 from metadata.records import (
+    AuthorityRecord,
     Counters,
     FileSystemRecord,
     MapHead,
@@ -131,6 +132,7 @@ EXAMPLES = [
     (Counters(1, SessionId(2), LayerId(3)), "93010203"),
     (FileSystemRecord("fs", 1, 2, 3), "94a26673010203"),
     (PurgeRecord(LAYER, PoolId(2)), "920102"),
+    (AuthorityRecord(3), "9103"),
 ]
 
 
@@ -155,3 +157,11 @@ async def test_durable_waits_for_nothing_when_all_is_on_disk():
         scope.cancel()
         await store.durable()
     assert not scope.cancelled_caught
+
+
+async def test_every_life_of_the_authority_has_a_higher_epoch():
+    directory = MemoryDirectory()
+    for expected in (1, 2, 3):
+        store = await opened(directory)
+        assert await store.begin_authority() == expected
+        directory.crash()

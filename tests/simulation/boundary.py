@@ -160,7 +160,12 @@ class Flusher:
     async def look(self, handle: FileHandle) -> None:
         before = self._evictions()
         self._note_eviction()
-        content = await look_at(self.fs, handle)
+        try:
+            content = await look_at(self.fs, handle)
+        except Fault:
+            if self._note_eviction():
+                return  # in the midst of looking: it shrank
+            raise
         self._note_eviction()
         if self._evictions() == before:
             self.own.seen(content)
