@@ -129,10 +129,8 @@ class StateLog:
     def _recycled(self, segment: int) -> memoryview:
         old = self._free.pop()
         self._least_free = min(self._least_free, len(self._free))
-        view = self._views.pop(old)
-        view[: HEAD.size] = bytes(HEAD.size)
         self._directory.rename(old, segment)
-        return view
+        return self._views.pop(old)
 
     # --- what is needed -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ The owner is told by pid and start time and not by a lock: a process that was ki
 kernel keeps its locks until that thread ends, which may need the next process; yet none of its code runs any more.
 """
 
+import contextlib
 import errno
 import mmap
 import os
@@ -47,7 +48,11 @@ class LocalState:
             raise DirectoryInUse(f"{self._path} is in use by process {pid}")
 
     def segments(self) -> list[int]:
-        names = [name.removesuffix(_SUFFIX) for name in os.listdir(self._path) if name.endswith(_SUFFIX)]
+        try:
+            found = os.listdir(self._path)
+        except FileNotFoundError:
+            return []  # somebody has removed the directory: nothing will outlive this process
+        names = [name.removesuffix(_SUFFIX) for name in found if name.endswith(_SUFFIX)]
         return sorted(int(name) for name in names if name.isdigit())
 
     def open(self, number: int) -> memoryview:
@@ -77,22 +82,27 @@ class LocalState:
         return view
 
     def rename(self, number: int, new: int) -> None:
-        os.rename(self._name(number), self._name(new))
+        try:
+            os.rename(self._name(number), self._name(new))
+        except OSError as error:
+            raise DiskFailed(f"{self._name(number)}: {error.strerror}") from None
         self._maps[new] = self._maps.pop(number)
 
     def remove(self, number: int) -> None:
-        os.unlink(self._name(number))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name(number))
         self._unmap(number)
 
     def _unmap(self, number: int) -> None:
-        mapped, view = self._maps.pop(number)
-        view.release()
-        mapped.close()
+        mapped, view = self._maps.pop(number, (None, None))
+        if mapped is not None and view is not None:  # else it was never opened in this life
+            view.release()
+            mapped.close()
 
     def close(self) -> None:
         for number in list(self._maps):
             self._unmap(number)
-        if os.path.exists(self._owner_file):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._owner_file)
 
     def _name(self, number: int) -> str:

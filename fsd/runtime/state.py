@@ -10,7 +10,7 @@ SEGMENT_BYTES = 4 << 20
 
 
 class StateDirectory(Protocol):
-    """Errors: NoSpace, DiskFailed (from `make` alone; what was made can be written)."""
+    """Errors: NoSpace, DiskFailed (from `make` and `rename` alone; what was made can be written)."""
 
     def segments(self) -> list[int]:
         """Their numbers, ascending."""

@@ -1,10 +1,12 @@
 """The write-back log's records and segments, without a client."""
 
+import shutil
+
 import pytest
 
 from fsd.client.state import Basis
 from fsd.client.statelog import KEEP_SEGMENTS, StateLog, read, records
-from fsd.core.errors import CorruptData, DirectoryInUse
+from fsd.core.errors import CorruptData, DirectoryInUse, FsError
 from fsd.core.ids import LayerId, PoolId, RequestNumber, SessionId
 from fsd.namespace.records import Volume
 from fsd.runtime.localstate import LocalState
@@ -139,3 +141,17 @@ def test_segments_of_a_local_directory_outlive_their_process(tmp_path):
     log.clear()
     assert second.segments() == []
     second.close()
+
+
+def test_a_local_directory_that_somebody_removes_ends_the_log_and_nothing_else(tmp_path):
+    directory = LocalState(str(tmp_path / "state"))
+    log = make(directory)
+    shutil.rmtree(tmp_path / "state")
+    log.append(2, b"in memory still", b"")
+    for _ in range(3):
+        log.append(3, b"", bytes(1 << 20))
+    with pytest.raises(FsError):
+        log.append(3, b"", bytes(1 << 20))
+    assert directory.segments() == []
+    log.clear()
+    directory.close()

@@ -49,6 +49,7 @@ class OwnFile:
         self.steps = steps
         self.is_made = False
         self.states: frozenset[State] = frozenset({(EMPTY, frozenset())})
+        self.before: frozenset[State] = frozenset()  # the write that is under way
 
     def write(self, spot: int | None, number: int) -> None:
         self.states = frozenset((now.after(spot, number), disk | {now}) for now, disk in self.states)
@@ -59,6 +60,11 @@ class OwnFile:
     def lost(self) -> None:
         """The writer's buffer is gone."""
         self.states = frozenset((each, frozenset[Content]()) for now, disk in self.states for each in (now, *disk))
+
+    def daemon_died(self) -> None:
+        """The writer's buffer is in its log; the write that was under way may be in it or not."""
+        self.states |= self.before
+        self.before = frozenset()
 
     def perhaps_lost_before(self, spot: int | None, number: int, before: frozenset[State]) -> None:
         """The buffer went while the write was under way: before it, or with it."""
@@ -136,6 +142,7 @@ class Flusher:
     async def _write(self, handle: FileHandle, spot: int | None) -> None:
         self._note_eviction()
         number, before = self.own.history.number(), self.own.states
+        self.own.before = before
         self.own.write(spot, number)  # from now on it may be there
         if spot is None:
             length, offset = RECORD, (await self.fs.getattr(handle.ino)).size
@@ -144,6 +151,7 @@ class Flusher:
         if self._note_eviction(spot, number, before):
             return  # it is among what may have happened, and so may be that it has not
         await self.fs.write(handle, offset, pattern(number, length))
+        self.own.before = frozenset()
         self._note_eviction(spot, number, before)
 
     def _note_eviction(self, spot: int | None = None, number: int = 0, before: frozenset[State] = frozenset()) -> bool:

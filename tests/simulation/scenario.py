@@ -200,6 +200,8 @@ class Cluster:
             client = self.survivors.pop(name, None)
             if client is not None:
                 client.go_on(fs)
+                if client.evictions:
+                    self.own[name].lost()
             else:
                 client = Client(fs, self.history, f"{name}.{process.number}", 0, self.plan.think_s)
             process.app = client
@@ -276,7 +278,7 @@ class Cluster:
             return
         if isinstance(client, Client):
             client.daemon_died = True
-            self.own[host.name].lost()  # or not: what its last call did is not known
+            self.own[host.name].daemon_died()
             self.survivors[host.name] = client
         host.kill()
         self.states[host.name].crash()
