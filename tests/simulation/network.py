@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from fsd.core.errors import ConfigurationError, ConnectionRefused, Unreachable
-from fsd.wire.frame import HEADER_SIZE, Flag, Frame, decode_header, encode_header
+from fsd.wire.frame import HEADER_SIZE, Frame, decode_header, encode_header
 from tests.simulation.kernel import Bell, Kernel
 
 WINDOW_BYTES = 2 << 20
@@ -140,7 +140,7 @@ class End:
     def send_nowait(self, frame: Frame) -> bool:
         decode_header(encode_header(frame))
         self._check()
-        copy = Frame(frame.type, Flag(frame.flags), frame.request_id, bytes(frame.message), bytes(frame.payload))
+        copy = Frame(frame.type, frame.flags, frame.request_id, bytes(frame.message), bytes(frame.payload))
         size = HEADER_SIZE + len(copy.message) + len(copy.payload)
         self._unread += size
         self._transmit(copy, size)
