@@ -30,7 +30,7 @@ HELPERS = ("mount.fsd", "umount.fuse.fsd")  # what mount(8) and umount(8) look f
 _HIDDEN_FROM_SERVICES = ("/home", "/root", "/tmp", "/var/tmp", "/run/user")  # ProtectHome=, PrivateTmp=
 _UNIT_GROUPS = {
     "systemd": ("fsd.target", "fsd-servers.target", "fsd-metadata.service", "fsd-chunkserver@.service", "fsd-mount@.service"),
-    "plugin": ("fsd-plugin*.service", "fsd-plugin*.socket"),
+    "plugin": ("fsd-plugin.service", "fsd-plugin.socket"),
 }  # fmt: skip
 _ELSEWHERE = {  # shipped beside the units; where they belong
     "fsd.sysusers.conf": "/usr/local/lib/sysusers.d/fsd.conf",

@@ -96,7 +96,7 @@ def test_what_somebody_changed_is_kept(tmp_path):
 
 def test_another_version_is_an_update_of_what_is_ours(tmp_path):
     assert fsd("install", *WORDS, "--prefix", str(tmp_path)).returncode == 0
-    done = fsd("install", "--program", "/opt/new/fsd", "--systemd", "--mount-helper", "--prefix", str(tmp_path))
+    done = fsd("install", "--program", "/opt/new/fsd", *WORDS[2:], "--prefix", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert installed(tmp_path)["/usr/sbin/mount.fsd"] == b"-> /opt/new/fsd"
     assert "update    " in done.stdout

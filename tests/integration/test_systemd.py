@@ -4,6 +4,7 @@ The tests build on each other, as an administrator's day does; each leaves the c
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 
@@ -22,6 +23,8 @@ grace_s = 3
 [chunkserver]
 metadata = ["127.0.0.1:7400"]
 reserve = "16M"
+[plugin]
+metadata = ["127.0.0.1:7400"]
 """
 
 
@@ -37,7 +40,7 @@ def bare() -> Iterator[Machine]:
 @pytest.fixture(scope="module")
 def machine(bare: Machine) -> Machine:
     """With fsd installed and a cluster of two chunkservers started."""
-    bare.do(PROGRAM, "install", "--systemd", "--mount-helper")
+    bare.do(PROGRAM, "install", "--systemd", "--mount-helper", "--plugin")
     bare.write("/etc/fsd/fsd.toml", SETTINGS)
     for number in (1, 2):
         bare.write(f"/etc/fsd/chunkserver-d{number}.env", f"FSD_LISTEN=127.0.0.1:740{number}\nFSD_ZONE=z{number}\n")
@@ -75,7 +78,7 @@ def pid(machine: Machine, unit: str) -> str:
 
 
 def test_an_installation_again_changes_nothing_and_settings_stay(machine):
-    said = machine.do("fsd", "install", "--systemd", "--mount-helper")
+    said = machine.do("fsd", "install", "--systemd", "--mount-helper", "--plugin")
     kinds = {line.split()[0]: line for line in said.splitlines()}
     assert set(kinds) == {"unchanged", "keep", "run", "next"}
     assert kinds["keep"].endswith("/etc/fsd/fsd.toml")
@@ -148,6 +151,40 @@ def test_a_mount_unit_mounts_and_its_stop_unmounts_with_everything_written(machi
     machine.shell("sha256sum </srv/data/stopped | cmp - /root/sum")
     machine.do("systemctl", "stop", "fsd-mount@data", timeout_s=150)
     assert machine.show("fsd-mount@data", "Result") == "success"
+
+
+ROUNDS = """
+cd /srv/data; i=0
+while [ ! -e /root/enough ]; do
+    i=$((i + 1)); echo $i >loop && [ "$(cat loop)" = $i ] || echo "round $i failed"
+done
+echo $i rounds
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "systemctl restart fsd-mount@data",
+        "kill -KILL $(systemctl show -p MainPID --value fsd-mount@data)",
+        "kill -STOP $(systemctl show -p MainPID --value fsd-mount@data)",
+    ],
+    ids=["upgrade", "crash", "hang"],
+)
+def test_the_mount_outlives_its_service(data, how):
+    """Who works on it, with an open file and a working directory, sees no error; a hang is ended by the watchdog."""
+    data.write("/root/rounds", ROUNDS)
+    before = pid(data, "fsd-mount@data")
+    work = "exec 5>>/srv/data/held; sh /root/rounds >/root/said 2>&1; echo held >&5; : >/root/done"
+    data.shell(f"rm -f /root/enough; setsid sh -c '{work}' >/dev/null 2>&1 &")
+    data.shell(how)
+    eventually(lambda: pid(data, "fsd-mount@data") not in (before, "0"), 60, lambda: data.journal("-n", "30"))
+    data.await_state("fsd-mount@data")
+    data.shell("ls -l /srv/data; : >/root/enough; while [ ! -e /root/done ]; do sleep 0.1; done; rm /root/done")
+    assert re.fullmatch(r"[0-9]+ rounds", data.do("cat", "/root/said"))
+    assert data.do("tail", "-1", "/srv/data/held") == "held"
+    mounts = [line for line in data.do("cat", "/proc/self/mountinfo").splitlines() if " /srv/data " in line]
+    assert len(mounts) == 1
 
 
 def test_a_mount_waits_for_servers_that_boot_too(machine):
@@ -233,6 +270,35 @@ def fstab(machine: Machine, directory: str, options: str) -> Iterator[None]:
         machine.run("systemctl", "stop", f"{unit}.automount", f"{unit}.mount", "remote-fs.target", timeout_s=100)
         machine.write("/etc/fstab", "")
         machine.do("systemctl", "daemon-reload")
+
+
+ASK = """
+import http.client, json, socket, sys
+connection = http.client.HTTPConnection("docker")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect("/run/docker/plugins/fsd.sock")
+connection.request("POST", f"/{sys.argv[1]}", sys.argv[2])
+print(connection.getresponse().read().decode())
+"""
+
+
+def ask_plugin(machine: Machine, call: str, **body: str) -> dict:
+    return json.loads(machine.do("/opt/fsd/bin/python", "-c", ASK, call, json.dumps(body)))
+
+
+def test_the_plugin_is_started_by_its_socket_and_its_mounts_outlive_it(machine):
+    machine.do("systemctl", "start", "fsd-plugin.socket")
+    assert machine.show("fsd-plugin.service", "ActiveState") == "inactive"
+    assert ask_plugin(machine, "Plugin.Activate") == {"Implements": ["VolumeDriver"]}
+    machine.await_state("fsd-plugin.service")
+    assert ask_plugin(machine, "VolumeDriver.Create", Name="vol")["Err"] == ""
+    where = ask_plugin(machine, "VolumeDriver.Mount", Name="vol", ID="1")["Mountpoint"]
+    machine.shell(f"echo of a container >{where}/file")
+    machine.do("systemctl", "restart", "fsd-plugin.service", timeout_s=100)
+    assert machine.do("cat", f"{where}/file") == "of a container"
+    assert ask_plugin(machine, "VolumeDriver.Unmount", Name="vol", ID="1")["Err"] == ""
+    eventually(lambda: not machine.mounted(where), 30)  # 3 s after the last container's end
+    machine.do("systemctl", "stop", "fsd-plugin.socket", "fsd-plugin.service", timeout_s=100)
 
 
 def test_a_running_installation_is_not_uninstalled(machine):
