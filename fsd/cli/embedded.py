@@ -118,6 +118,8 @@ class EmbeddedCluster:
         if process is None:
             return None
         process = _with_supervisor(process)
+        if process.mountpoint is not None and _serving(process) is None:
+            return None  # unmounted; it may still be ending
         return process if process.alive else None
 
     # --- up -----------------------------------------------------------------------------------------------------------

@@ -29,10 +29,18 @@ def run(settings: dict[str, Any]) -> int:
     print(f"{'ROLE':<12} {'NODE':<5} {'PID':<8} {'ADDRESS':<32} DATA")
     for process in processes:
         state = "" if process.alive else "   (not running)"
+        if process.alive and process.mountpoint is not None and not mounted(process.mountpoint):
+            state = "   (unmounted, ending)"
         node = "-" if process.node is None else process.node
         where = process.data or process.mountpoint
         print(f"{process.role:<12} {node!s:<5} {process.pid:<8} {process.address:<32} {where}{state}")
     return exits.OK
+
+
+def mounted(mountpoint: str) -> bool:
+    from fsd.mount import mountinfo
+
+    return mountinfo.mounted_at(mountpoint) is not None
 
 
 def row(process: Any) -> dict[str, object]:

@@ -4,6 +4,8 @@ The mount point, which refuses writes while nothing is mounted there, is an ordi
 """
 
 import argparse
+import os
+import signal
 from typing import Any
 
 from fsd.cli import exits
@@ -25,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(settings: dict[str, Any]) -> int:
     from fsd.cli.processes import wait_end
     from fsd.mount import closed, mountinfo, serving
+    from fsd.runtime.process import start_time
 
     mountpoint = mountinfo.normalize(settings["mountpoint"])
     mount = mountinfo.mounted_at(mountpoint)
@@ -37,6 +40,8 @@ def run(settings: dict[str, Any]) -> int:
     mountinfo.unmount(mountpoint, lazy=settings["lazy"])
     if told is not None:
         supervisor = told.supervisor
+        if start_time(supervisor.pid) == supervisor.started:
+            os.kill(supervisor.pid, signal.SIGTERM)  # other mount namespaces may still have it: it ends all the same
         if not wait_end(supervisor.pid, supervisor.started, settings["timeout_s"]):
             raise DeadlineExceeded(
                 f"{mountpoint} is unmounted, but process {supervisor.pid} still writes back or has files open"

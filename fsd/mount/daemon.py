@@ -23,6 +23,7 @@ from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSetting
 from fsd.mount.companion import load as load_companion
 from fsd.mount.control import Kind
 from fsd.mount.extras import Extras
+from fsd.mount.givenup import GivenUp
 from fsd.mount.instant import Instant
 from fsd.mount.notify import Notifier
 from fsd.mount.operations import Operations
@@ -166,6 +167,8 @@ async def _serve(
             await nursery.start(_stop_on_signal, request.mountpoint)
             await nursery.start(_tell_on_signal, operations, companion)
             nursery.start_soon(_obey, supervisor, suspend, companion)
+            if companion is not None:
+                GivenUp(companion, nursery).install()
             nursery.start_soon(_announce, request, device, supervisor, started)
             if companion is None:
                 started.set()

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from fsd.runtime.process import start_time
 from tests.integration.conftest import REPOSITORY, RealCluster, eventually, run_fsd
 from tests.integration.test_faults import Writer, check
 
@@ -141,8 +143,43 @@ def test_what_a_daemon_left_unwritten_when_it_died_after_the_unmount_is_written(
     os.kill(serving["daemon"]["pid"], signal.SIGKILL)
     subprocess.run(["umount", "-l", str(point)], check=True)
     os.kill(serving["supervisor"]["pid"], signal.SIGCONT)
-    eventually(lambda: not Path(f"/proc/{serving['supervisor']['pid']}").exists(), 60)
+    eventually(lambda: start_time(serving["supervisor"]["pid"]) is None, 60)
     assert (b / "left").read_bytes() == data
+
+
+def test_an_unmount_ends_everything_though_another_namespace_has_the_mount(cluster: RealCluster, tmp_path: Path):
+    point = tmp_path / "third"
+    point.mkdir()
+    cluster.fsd("mount", processes_source(cluster), str(point), "--log", str(cluster.data / "log" / "third.log"))
+    serving = next(p for p in map(read_json, Path("/run/fsd").glob("*.json")) if p.get("mountpoint") == str(point))
+    other = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "100"])
+    try:
+        eventually(lambda: os.readlink(f"/proc/{other.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"), 10)
+        cluster.fsd("umount", str(point))
+    finally:
+        other.kill()
+        other.wait()
+    for role in ("supervisor", "daemon"):
+        assert start_time(serving[role]["pid"]) is None
+    (point / "open again").touch()
+
+
+def test_a_process_that_waits_for_a_silent_server_can_be_killed(cluster: RealCluster, b: Path):
+    (silent,) = [p["pid"] for p in cluster.processes("metadata")]
+    cluster.harmed = True
+    waiting: list[subprocess.Popen[bytes]] = []
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+            waiting.append(subprocess.Popen(["ls", b / f"unknown {number}"], stderr=subprocess.DEVNULL))
+        time.sleep(1)
+        assert [process.poll() for process in waiting] == [None] * 3
+        for process, number in zip(waiting, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT), strict=True):
+            process.send_signal(number)
+        eventually(lambda: all(process.poll() is not None for process in waiting), 20)
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    assert [process.wait() for process in waiting] == [-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT]
 
 
 def processes_source(cluster: RealCluster) -> str:

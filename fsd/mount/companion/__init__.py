@@ -197,6 +197,20 @@ class Companion:
         counts: dict[int, int] = self._extension.request_counts()
         return {names.get(opcode, f"OP_{opcode}"): count for opcode, count in counts.items()}
 
+    # --- requests whose callers want them no more -----------------------------------------------------------------------
+
+    def on_interrupted(self, callback: Callable[[int, int], None]) -> None:
+        """Have `callback(call, pid)` called when a signal hits the caller of a request under way; it must not wait."""
+        self._extension.on_interrupted(callback)
+
+    def is_waiting(self, call: int) -> bool:
+        """Whether the request was not answered yet."""
+        return self._extension.is_waiting(call)
+
+    def give_up(self, call: int) -> None:
+        """Answer EINTR, unless it was answered; its handler goes on, and what it answers goes nowhere."""
+        self._extension.give_up(call)
+
     @property
     def waiting(self) -> int:
         """Extra operations under way, waiters for locks included."""

@@ -61,6 +61,8 @@ struct init_out {
 enum {
     OP_SETATTR = 4, OP_OPEN = 14, OP_WRITE = 16, OP_RELEASE = 18, OP_FLUSH = 25, OP_INIT = 26, OP_CREATE = 35,
     OPCODES = 64,
+    OP_FORGET = 2, OP_INTERRUPT = 36, OP_BATCH_FORGET = 42,
+    CALLERS = 4096, CALLER_PROBES = 16, /* a request that finds no place cannot be given up by its caller's death */
     INIT_MAX = 256,                     /* bytes of an INIT request or its answer; today 104 and 80 */
     INIT_IN_MIN = 56, INIT_OUT_FLAGS2 = 36,
     INSTANT_MAX = 136 * 1024,           /* bytes of a request that may be answered instantly; the rest is worth a task */
@@ -75,6 +77,7 @@ enum {
 static struct {                         /* what `configure` asked for */
     PyObject *dispatch;                 /* callable(name, Request, *args) */
     PyObject *on_init;                  /* callable(), when INIT was agreed on */
+    PyObject *on_interrupt;             /* callable(unique, pid): a signal hit the caller of a request under way */
     int operations;                     /* mask of HAS_ */
     ull set_flags, clear_flags;         /* of the answer to INIT */
     unsigned max_write, max_readahead, max_background;  /* 0: libfuse's */
@@ -99,6 +102,7 @@ static struct {                         /* INIT, as agreed on with the kernel */
 } init;
 
 static struct { ull unique, lock_owner; unsigned opcode, flags, uid, gid, resent; } current;    /* the request just read */
+static struct { ull unique; unsigned pid; } callers[CALLERS];   /* of requests that are not answered yet; 0: free */
 static ull counts[OPCODES];
 static ull lost_races;                  /* reads that would have blocked the loop */
 static ull instant_answers;
@@ -404,6 +408,48 @@ static void note_init(const char *message, size_t size)
     }
 }
 
+/* Where `unique` is among the callers, or has a free place to be put (`to_add`); -1: nowhere. */
+static int caller_at(ull unique, int to_add)
+{
+    for (unsigned probe = 0; probe < CALLER_PROBES; probe++) {
+        unsigned at = (unsigned)(unique / 2 + probe) % CALLERS;
+        if (callers[at].unique == (to_add ? 0 : unique))
+            return (int)at;
+    }
+    return -1;
+}
+
+static void caller_waits(ull unique, unsigned pid)
+{
+    int at = caller_at(unique, 1);
+    if (at >= 0) {
+        callers[at].unique = unique;
+        callers[at].pid = pid;
+    }
+}
+
+static void caller_is_answered(ull unique)
+{
+    int at = unique ? caller_at(unique, 0) : -1;
+    if (at >= 0)
+        callers[at].unique = 0;
+}
+
+static void call_interrupted(ull unique)
+{
+    int at = caller_at(unique, 0);
+    if (at < 0)
+        at = caller_at(unique | RESENT, 0);
+    if (!wanted.on_interrupt || at < 0)
+        return;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *done = PyObject_CallFunction(wanted.on_interrupt, "KI", callers[at].unique, callers[at].pid);
+    if (!done)
+        PyErr_WriteUnraisable(wanted.on_interrupt);
+    Py_XDECREF(done);
+    PyGILState_Release(gil);
+}
+
 /* Remember what libfuse and pyfuse3 drop. */
 static void note(const char *message, size_t size)
 {
@@ -415,6 +461,11 @@ static void note(const char *message, size_t size)
     size -= sizeof header;
     if (header.opcode < OPCODES)
         counts[header.opcode]++;
+    if (header.opcode == OP_INTERRUPT) {
+        if (size >= 8)
+            call_interrupted(u64_at(body, 0));
+    } else if (header.opcode != OP_FORGET && header.opcode != OP_BATCH_FORGET)
+        caller_waits(header.unique, header.pid);
     current.unique = header.unique & ~RESENT;
     current.resent = (header.unique & RESENT) != 0;
     current.opcode = header.opcode;
@@ -490,6 +541,7 @@ static int answered_instantly(int fd, const char *message, size_t size)
         PyErr_WriteUnraisable(wanted.instant);
     while (writev(fd, parts, parts[1].iov_len ? 2 : 1) < 0 && errno == EINTR)
         ;                               /* ENOENT: the caller was killed meanwhile */
+    caller_is_answered(header.unique);
     Py_XDECREF(answer);
     instant_answers++;
     return 1;
@@ -596,6 +648,13 @@ static int answer_init(struct iovec *header, struct iovec *body)
 
 static ssize_t io_writev(int fd, struct iovec *parts, int count, void *userdata)
 {
+    int answers = 0;                    /* and does not notify */
+    if (count && parts[0].iov_len >= sizeof(struct out_header)) {
+        struct out_header header;
+        memcpy(&header, parts[0].iov_base, sizeof header);
+        caller_is_answered(header.unique);
+        answers = header.unique != 0;
+    }
     if (init.unique && count == 2 && parts[0].iov_len == sizeof(struct out_header) && parts[1].iov_len >= 24) {
         struct out_header header;
         memcpy(&header, parts[0].iov_base, sizeof header);
@@ -607,7 +666,13 @@ static ssize_t io_writev(int fd, struct iovec *parts, int count, void *userdata)
             return sent;
         }
     }
-    return writev(fd, parts, count);
+    ssize_t sent = writev(fd, parts, count);
+    if (sent < 0 && errno == ENOENT && answers) {  /* the request was given up: nobody wants this answer, and it is no error */
+        sent = 0;
+        for (int part = 0; part < count; part++)
+            sent += (ssize_t)parts[part].iov_len;
+    }
+    return sent;
 }
 
 /* --- what pyfuse3 calls --------------------------------------------------------------------------------------------- */
@@ -811,6 +876,35 @@ static PyObject *current_call(PyObject *module, PyObject *unused)
     return PyLong_FromUnsignedLongLong(current.unique | (current.resent ? RESENT : 0));
 }
 
+static PyObject *on_interrupted(PyObject *module, PyObject *callback)
+{
+    Py_XDECREF(wanted.on_interrupt);
+    wanted.on_interrupt = Py_NewRef(callback);
+    Py_RETURN_NONE;
+}
+
+static PyObject *is_waiting(PyObject *module, PyObject *args)
+{
+    ull unique;
+    if (!PyArg_ParseTuple(args, "K", &unique))
+        return NULL;
+    return PyBool_FromLong(caller_at(unique, 0) >= 0);
+}
+
+static PyObject *give_up(PyObject *module, PyObject *args)
+{
+    ull unique;
+    if (!PyArg_ParseTuple(args, "K", &unique))
+        return NULL;
+    if (mounted && caller_at(unique, 0) >= 0) {
+        struct out_header header = {sizeof header, -EINTR, unique};
+        caller_is_answered(unique);
+        if (write(fuse_session_fd(session), &header, sizeof header) < 0 && errno != ENOENT)
+            return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *abandon(PyObject *module, PyObject *unused)
 {
     abandoned = 1;
@@ -821,6 +915,9 @@ static PyMethodDef functions[] = {
     {"configure", (PyCFunction)(void (*)(void))configure, METH_VARARGS | METH_KEYWORDS, "what the next session gets"},
     {"current_request", current_request, METH_NOARGS, "(unique, opcode, flags, lock_owner, uid, gid, resent) of the request just read"},
     {"current_call", current_call, METH_NOARGS, "the `unique` of the request just read, with the highest bit set if it was sent again"},
+    {"on_interrupted", on_interrupted, METH_O, "on_interrupted(callback(unique, pid)): a signal hit the caller of a request under way"},
+    {"is_waiting", is_waiting, METH_VARARGS, "is_waiting(unique): not answered yet"},
+    {"give_up", give_up, METH_VARARGS, "give_up(unique): answer EINTR if nothing was answered yet; what the handler answers later goes nowhere"},
     {"abandon", abandon, METH_NOARGS, "answer no open Request any more: this process ends, the next one gets them"},
     {"info", info, METH_NOARGS, "(mounted, hooked, fd, libfuse, offered, agreed, max_write, max_readahead, max_background, lost_races, instant_answers)"},
     {"request_counts", request_counts, METH_NOARGS, "opcode -> number of requests"},
