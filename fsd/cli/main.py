@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "plugin": "run Docker's volume plugin",
     "umount": "unmount it, everything written back",
     "upgrade": "hand a mount over to a daemon of the fsd installed now",
+    "heal": "put a new mount into running containers that have a dead one",
     "status": "health, nodes, placement groups, sessions, volumes",
     "top": "the cluster at a glance, again and again",
     "doctor": "what would happen if a node died; disks, clocks, latencies, versions",

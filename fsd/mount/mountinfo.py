@@ -36,10 +36,10 @@ def parse_line(line: str) -> Mount:
     """One line of mountinfo, proc(5)."""
     fields = line.split()
     rest = fields.index("-", 6)
-    return Mount(fields[2], _unescape(fields[4]), fields[rest + 1], _unescape(fields[rest + 2]))
+    return Mount(fields[2], unescape(fields[4]), fields[rest + 1], unescape(fields[rest + 2]))
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 

@@ -45,10 +45,10 @@ def is_dead(mountpoint: str) -> bool:
     told = serving.of(mount)
     if told is not None:
         return not told.alive
-    return _answers_not_connected(mountpoint)
+    return answers_not_connected(mountpoint)
 
 
-def _answers_not_connected(mountpoint: str) -> bool:
+def answers_not_connected(mountpoint: str) -> bool:
     """Ask by a process of its own, which may hang with the mount; nobody waits for it longer than PROBE_S."""
     probe = subprocess.Popen(
         ["stat", "-f", "--", mountpoint], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

@@ -164,6 +164,42 @@ def test_an_unmount_ends_everything_though_another_namespace_has_the_mount(clust
     (point / "open again").touch()
 
 
+def test_a_container_with_a_dead_mount_is_healed(cluster: RealCluster, tmp_path: Path):
+    """A mount namespace with copies as `docker run -v` makes them: of the root, and of a directory, read-only."""
+    point, whole, part = (tmp_path / name for name in ("third", "whole", "part"))
+    for directory in (point, whole, part):
+        directory.mkdir()
+    log = str(cluster.data / "log" / "third.log")
+    cluster.fsd("mount", processes_source(cluster), str(point), "--log", log)
+    (point / "sub").mkdir(exist_ok=True)
+    (point / "sub" / "file").write_text("alive")
+    subprocess.run(["sync", point / "sub" / "file", point / "sub", point], check=True)
+    binds = f"mount --bind {point} {whole} && mount --bind -o ro {point}/sub {part} && umount {point} && exec sleep 100"
+    container = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", binds])
+    inside = ["nsenter", "-m", "-t", str(container.pid)]
+    try:
+        eventually(lambda: Path(f"/proc/{container.pid}/comm").read_text() == "sleep\n", 10)
+        serving = next(p for p in map(read_json, Path("/run/fsd").glob("*.json")) if p.get("mountpoint") == str(point))
+        for role, number in (
+            ("supervisor", signal.SIGSTOP),
+            ("daemon", signal.SIGKILL),
+            ("supervisor", signal.SIGKILL),
+        ):
+            os.kill(serving[role]["pid"], number)
+        cluster.fsd("mount", processes_source(cluster), str(point), "--log", log)
+        assert subprocess.run([*inside, "cat", whole / "sub" / "file"], capture_output=True).returncode != 0
+        assert cluster.fsd("heal", str(point)).stdout.count("again") == 2
+        for path in (whole / "sub" / "file", part / "file"):
+            assert subprocess.run([*inside, "cat", path], capture_output=True).stdout == b"alive"
+        assert subprocess.run([*inside, "touch", part / "new"], capture_output=True).returncode != 0
+        assert subprocess.run([*inside, "touch", whole / "new"], capture_output=True).returncode == 0
+        assert "nobody" in cluster.fsd("heal", str(point)).stdout
+    finally:
+        container.kill()
+        container.wait()
+        run_fsd("umount", str(point))
+
+
 def test_a_process_that_waits_for_a_silent_server_can_be_killed(cluster: RealCluster, b: Path):
     (silent,) = [p["pid"] for p in cluster.processes("metadata")]
     cluster.harmed = True
