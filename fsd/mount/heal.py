@@ -38,7 +38,7 @@ class Dead:
 
 
 class _Attributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
 
 
 def dead_copies(living: Mount, proc: str = "/proc") -> Iterator[Dead]:
