@@ -17,15 +17,19 @@ import chunkserver.store
 import fsd.client.chunks
 import fsd.client.contents
 import fsd.client.core
+import fsd.client.file
 import fsd.client.journal
 import fsd.client.leases
 import fsd.client.local
+import fsd.client.locks
 import fsd.client.overlap
 import fsd.client.session
 import fsd.client.tree
 import fsd.client.writeback
+import fsd.namespace.locks
 import metadata.leases
 import metadata.live
+import metadata.locks
 import metadata.membership
 import metadata.sessions
 import metadata.store
@@ -338,6 +342,37 @@ def promise_without_the_lease() -> list[Patch]:
     return [(fsd.client.local.Local, "is_held", always)]
 
 
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def grant_a_conflicting_lock() -> list[Patch]:
+    return [(fsd.namespace.locks, "_conflict", never)]
+
+
+def keep_the_locks_of_the_evicted() -> list[Patch]:
+    return [(metadata.locks.LockService, "drop_session", nothing)]
+
+
+def go_on_after_a_lock_was_lost() -> list[Patch]:
+    return [(fsd.client.file.FileHandle, "check_locks", nothing)]
+
+
+def forget_locks_at_a_restart() -> list[Patch]:
+    return [(fsd.client.locks.Locks, "claims", lambda *_: ())]
+
+
+def no_grace_after_a_restart() -> list[Patch]:
+    return [(metadata.sessions.SessionTable, "is_settled", always)]
+
+
+def keep_what_was_delegated() -> list[Patch]:
+    return [(fsd.client.core.Core, "hand_locks_over", nothing_async)]
+
+
+def no_deadlock_check() -> list[Patch]:
+    return [(fsd.namespace.locks.LockTable, "is_deadlock", never)]
+
+
 crashes, cuts, rot, power, moments = tuple(CRASHES), tuple(CUTS), tuple(ROT), tuple(POWER), tuple(MOMENTS)
 isolate = {
     "faults": (Nemesis.cut_primary_from_authority, Nemesis.pause_primary),
@@ -371,6 +406,7 @@ stranded = {
     "steps": 40,
     "think_s": 0.05,
 }
+counting = {"clients": 3, "workers": 1, "steps": 20, "lockers": 2, "think_s": 0.05}
 names = {"clients": 3, "workers": 2, "steps": 40, "think_s": 0.05}
 three = {"nodes": 4, "replicas": 3, "min_replicas": 1}
 
@@ -410,4 +446,15 @@ MUTATIONS = [
     Mutation("exclusive beside shared", exclusive_beside_shared, 20, names),
     Mutation("promise without the lease", promise_without_the_lease, 20, names),
     Mutation("keep the journal of an evicted session", keep_the_journal_of_an_evicted_session, 60, {**evict, **names}),
+    Mutation("grant a conflicting lock", grant_a_conflicting_lock, 10, counting),
+    Mutation("keep the locks of the evicted", keep_the_locks_of_the_evicted, 20, {**evict, **counting}),
+    Mutation("go on after a lock was lost", go_on_after_a_lock_was_lost, 60, {**evict, **counting}),
+    Mutation(
+        "forget locks at a restart", forget_locks_at_a_restart, 40, {**counting, "faults": (Nemesis.kill_metadata,)}
+    ),
+    Mutation(
+        "no grace after a restart", no_grace_after_a_restart, 40, {**counting, "faults": (Nemesis.kill_metadata,)}
+    ),
+    Mutation("keep what was delegated", keep_what_was_delegated, 20, counting),
+    Mutation("no deadlock check", no_deadlock_check, 20, counting),
 ]

@@ -38,6 +38,7 @@ from tests.simulation.check import (
     region_step,
     tree_step,
 )
+from tests.simulation.counters import COUNTERS, Counted, Locker, check_counters, prepare_counters
 from tests.simulation.host import Host, Process
 from tests.simulation.kernel import Fault, Kernel, LogWatch, Stuck
 from tests.simulation.nemesis import DAEMONS, MIXES, Nemesis
@@ -65,6 +66,7 @@ class Plan:
     write_back_age_s: float = 1.0
     readers: bool = False  # hardly anybody writes
     worker: type[Worker] = Worker
+    lockers: int = 0  # workers of each client that count under locks
     watchers: bool = False  # one more worker of each client does nothing but read
     replicas: int = 2
     min_replicas: int = 1
@@ -101,6 +103,7 @@ class Plan:
             strike_pause_s=random.choice((0.3, 1.0, 2.0)),
             power_loss_at_end=random.random() < 0.3,
             flushers=seed % 4 == 2,
+            lockers=random.choice((0, 0, 0, 1, 2)),
         )
 
 
@@ -141,6 +144,8 @@ class Cluster:
         self.states = {host.name: MemoryState() for host in self.clients}
         self.survivors: dict[str, Client] = {}  # clients whose daemon is dead
         self.own = {host.name: OwnFile(self.history, f"{host.name}.own".encode(), plan.steps) for host in self.clients}
+        self.counted = {name: Counted() for name in COUNTERS}
+        self.count_steps = {host.name: [plan.steps] * plan.lockers for host in self.clients}
         self.done: dict[str, trio.Event] = {host.name: trio.Event() for host in self.clients}
         self._prepared = trio.Event()
         self._admin_ready = trio.Event()
@@ -195,6 +200,8 @@ class Cluster:
         ) as fs:
             if name == "c1" and not self._prepared.is_set():
                 await prepare(fs)
+                if self.plan.lockers:
+                    await prepare_counters(fs)
                 self._prepared.set()
             await self._prepared.wait()
             client = self.survivors.pop(name, None)
@@ -213,6 +220,8 @@ class Cluster:
                     nursery.start_soon(self._work, worker, work, index)
                 if self.plan.flushers:
                     nursery.start_soon(self._flush, client, self.own[name])
+                for index in range(self.plan.lockers):
+                    nursery.start_soon(self._count, client, self.count_steps[name], index)
         client.closed()
         if client.evictions == 0:
             self.own[name].synced()
@@ -249,6 +258,17 @@ class Cluster:
             await Flusher(client, own, Random(f"flusher {self.kernel.random.random()}")).run()
         except Fault as fault:
             self.fail(str(fault))
+
+    async def _count(self, client: Client, steps: list[int], index: int) -> None:
+        locker = Locker(client, Random(f"locker {self.kernel.random.random()}"), index + 1, self.counted)
+        await locker.begin()
+        while steps[index] > 0:
+            steps[index] -= 1
+            try:
+                await locker.step()
+            except Fault as fault:
+                self.fail(str(fault))
+                return
 
     async def _run_admin(self, process: Process) -> None:
         async with trio.open_nursery() as nursery:
@@ -407,6 +427,8 @@ class Cluster:
                     await verify(client)
                     for own in self.own.values():
                         await verify_own(client, own)
+                    if self.plan.lockers:
+                        await check_counters(client, self.counted)
                 except Fault as fault:
                     self.fail(str(fault))
             finished.set()
