@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 SHORT_S = 25.0  # for what only asks; dockerd waits a minute
 LONG_S = 110.0  # for what mounts, unmounts, makes, deletes; dockerd waits two
 LINGER_S = 3.0  # mounted for nobody
-BUSY_PATIENCE_S = 2 * LINGER_S  # for another host where a volume lingers before it is deleted
+BUSY_PATIENCE_S = (
+    15.0  # before a delete is refused: it may linger on another host, or a client died (its session: 10 s)
+)
 BUSY_PAUSE_S = 0.25
 LOST_AFTER_S = 60.0  # an id without a container is an Unmount that was lost, after this long
 

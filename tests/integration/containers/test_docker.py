@@ -123,8 +123,8 @@ def test_a_volume_from_its_creation_to_its_end(dockerd, plugin, cluster):
     assert dockerd.run(["vol:/seeded"], "stat -c '%u %a' /seeded; cat /seeded/file") == "1000 750\nfrom the image"
     dockerd.run(["vol:/data"], "echo mine > /data/f", "-u", "1000")
     assert dockerd.run(["vol:/data:ro"], "cat /data/f") == "mine"
-    words = ["dd", "if=/dev/zero", "of=/data/big", "bs=1M", "count=20", "conv=fsync"]
-    assert "quota exceeded" in dockerd.refused("run", "--rm", "-v", "vol:/data", "busybox", *words)
+    fill = "dd if=/dev/zero of=/data/big bs=1M count=20 conv=fsync; code=$?; rm /data/big; exit $code"
+    assert "quota exceeded" in dockerd.refused("run", "--rm", "-v", "vol:/data", "busybox", "sh", "-c", fill)
 
     dockerd("run", "-d", "--name", "user", "--network", "none", "-v", "vol:/data", "busybox", "sleep", "1000")
     assert plugin.mounted() == [f"{plugin.volumes}/vol"]
