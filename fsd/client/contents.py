@@ -79,6 +79,18 @@ class Contents(Storing):
         """Whether this client may act on the bytes now."""
         return file.content is not None and self._core.leases.usable(file.ino, mode)
 
+    def ready(self, file: File, mode: LeaseMode) -> bool:
+        """As `holds`, after looking into what is known anyway."""
+        if self.holds(file, mode):
+            return True
+        return self._core.leases.usable(file.ino, mode) and self._load_from_tree(file) and self.holds(file, mode)
+
+    def handle(self, file: File, flags: int, number: int) -> FileHandle:
+        """A handle, which the caller has counted already; noted under its number if it has one."""
+        if number:
+            self._core.state.opened(number, file.ino, flags)
+        return FileHandle(file, flags, self._core.options.read_ahead_bytes, number)
+
     async def acquire(self, file: File, mode: LeaseMode) -> None:
         """Get the lease and learn where the bytes are. Both may be gone again when the caller runs: check `holds`."""
         for attempt in itertools.count():
@@ -144,11 +156,7 @@ class Contents(Storing):
         if offset >= end:
             return b""
         if content.is_inline:
-            buffer = bytearray(end - offset)
-            base = content.inline[offset:end]
-            buffer[: len(base)] = base
-            self._overlay(file, offset, buffer)
-            return bytes(buffer)
+            return self._read_inline(file, content, offset, end)
         if not file.unwritten:
             data = await self._blocks.read(file, content, offset, end)
             if file.content is not content:
@@ -156,6 +164,35 @@ class Contents(Storing):
             if not file.unwritten:
                 return bytes(data)
         return await self._read_mixed(file, content, offset, end)
+
+    def _read_inline(self, file: File, content: Content, offset: int, end: int) -> bytes:
+        if not file.unwritten and len(content.inline) >= end:
+            return content.inline[offset:end]
+        buffer = bytearray(end - offset)
+        base = content.inline[offset:end]
+        buffer[: len(base)] = base
+        self._overlay(file, offset, buffer)
+        return bytes(buffer)
+
+    def read_here(self, handle: FileHandle, offset: int, length: int) -> bytes | None:
+        """As `read`, without waiting; None if something must be fetched."""
+        file = handle.file
+        if not self.ready(file, LeaseMode.SHARED):
+            return None
+        content = file.content
+        assert content is not None
+        end = min(file.size, offset + length)
+        if offset >= end:
+            return b""
+        if content.is_inline:
+            data = self._read_inline(file, content, offset, end)
+        else:
+            data = None if file.unwritten else self._blocks.read_cached(file, content, offset, end)
+            if data is not None:
+                self._read_ahead(handle, offset, length)
+        if data is not None:
+            self._core.leases.touch(file.ino)
+        return data
 
     async def _read_mixed(self, file: File, content: Content, offset: int, end: int) -> bytes | None:
         """Servers' bytes below, dirty ones on top: those of now, and those that were dirty when the servers were asked."""
@@ -189,7 +226,7 @@ class Contents(Storing):
         at = file.size if handle.flags & os.O_APPEND else offset
         if at + len(data) > MAX_FILE_SIZE:
             raise FileTooLarge(f"write of {len(data)} bytes at {at}: a file has at most {MAX_FILE_SIZE}")
-        self._take(file, at, data)
+        self.take(file, at, data)
         if handle.flags & (os.O_SYNC | os.O_DSYNC):
             await self.write_back(file)
         return len(data)
@@ -200,21 +237,26 @@ class Contents(Storing):
         await self._may_write(file)
         inside = memoryview(data)[: max(0, file.size - offset)]
         if len(inside):
-            self._take(file, offset, inside)
+            self.take(file, offset, inside)
 
     async def _may_write(self, file: File) -> None:
         await self._wait_for_room(file)
         while not self.holds(file, LeaseMode.EXCLUSIVE):
             await self.acquire(file, LeaseMode.EXCLUSIVE)
 
-    def _take(self, file: File, offset: int, data: bytes | bytearray | memoryview) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether a writer need not wait."""
+        return self.dirty_bytes < self._core.options.write_back_bytes
+
+    def take(self, file: File, offset: int, data: bytes | bytearray | memoryview) -> None:
         file.write(offset, data, self._core.session.now_ns(), self._core.runtime.clock.monotonic())
         self.account(file)
 
     async def _wait_for_room(self, file: File) -> None:
         """Back-pressure: a writer waits until less than the budget is dirty; told if its file cannot be written back."""
         errors = file.error_count
-        while self.dirty_bytes >= self._core.options.write_back_bytes:
+        while not self.has_room:
             self._core.counts["writers waiting"] += 1
             self._pressure.set()
             await self._drained.wait()
@@ -257,12 +299,45 @@ class Contents(Storing):
                 for ino, file in list(self._dirty.items()):
                     due = under_pressure or now - file.dirty_since >= age_s
                     if due and ino not in busy and now >= file.retry_at and len(busy) < MAX_SMALL_FLUSHES * 2:
+                        if self._flush_here(file):
+                            self._core.forget_file(file)
+                            continue
                         busy.add(ino)
                         nursery.start_soon(self._flush_in_background, file, busy)
                 if not self._dirty:
                     self._some_dirty = trio.Event()
                 elif under_pressure:
                     await trio.sleep(0.001)
+
+    def _flush_here(self, file: File) -> bool:
+        """A small file's bytes join the journal, which answers for them from now on, as for its name: nobody waits for each
+        single one. False if the file has to go the long way."""
+        content, session = file.content, self._core.session.id
+        if content is None or not content.is_inline or file.flush_lock.locked() or self._core.journal.is_full():
+            return False
+        size = max(file.size, content.size)
+        if size > self._core.volume.inline_limit or not self._core.leases.usable(file.ino, LeaseMode.EXCLUSIVE):
+            return False
+        file.take(TAKE_BYTES, MAX_PREPARED)
+        times = file.times
+        mtime_ns = times.ctime_ns if times is not None else file.mtime_ns or self._core.session.now_ns()
+        write, data = self.inline_write(file, content, size, mtime_ns)
+        try:
+            if file.dirty or self._core.local.change(write, session) is None:
+                file.give_back()
+                return False
+            if times is not None and self._core.local.change(self.times_of(file, times), session) is not None:
+                file.times = None
+        except (FsError, SessionReplaced) as error:
+            log.debug("inode %d goes the long way: %s", file.ino, error)
+            file.give_back()
+            return False
+        file.flushes_begun += 1
+        file.flushes_complete = file.flushes_begun
+        self.fix_cached_inline(file.ino, data)
+        self.flushed(file, content, Content(NO_DATA, data, len(data), 0))
+        self._drain()
+        return True
 
     async def _flush_in_background(self, file: File, busy: set[Ino]) -> None:
         try:
@@ -486,7 +561,7 @@ class Contents(Storing):
         file.changes += 1
         self._core.blocks.drop(file.ino, min(before.size, inode.size) // BLOCK_SIZE)
         if inode.data == NO_DATA:
-            self._fix_cached_inline(file.ino, inline)
+            self.fix_cached_inline(file.ino, inline)
         self.account(file)
 
     def set_times(self, file: File, atime_ns: int | None, mtime_ns: int | None) -> None:

@@ -31,7 +31,7 @@ from fsd.client.tree import Tree
 from fsd.cluster.map import ClusterMap
 from fsd.core.errors import FsError, SessionEvicted, StaleHandle, Unreachable, WriteLost
 from fsd.core.ids import Ino, MapEpoch, SessionId
-from fsd.namespace.operations import Operation, Truncate
+from fsd.namespace.operations import Operation, Truncate, WriteInline
 from fsd.namespace.records import Inode, Volume
 from fsd.protocol.cluster import GetMap, MapReply
 from fsd.protocol.locks import LockGranted, LockReply, LocksTold
@@ -341,14 +341,17 @@ class Core:
         """The server did not do what was promised."""
         error = entry.error
         assert error is not None
-        if isinstance(error, SessionEvicted):
-            return  # said once for all of them
+        if isinstance(error, SessionEvicted):  # said once for all of them
+            file = self.files.get(entry.inos[0]) if isinstance(entry.operation, WriteInline) else None
+            if file is not None:
+                file.fail(WriteLost(f"writes to inode {file.ino} are lost: {error}"))
+            return
         self.counts["refused promises"] += 1
         log.error("%s was answered here and is refused: %s: %s", entry.operation, type(error).__name__, error)
         for ino in entry.inos:
             self.tree.drop(ino)
             file = self.files.get(ino)
-            if file is not None and (ino == entry.new or isinstance(entry.operation, Truncate)):
+            if file is not None and (ino == entry.new or isinstance(entry.operation, Truncate | WriteInline)):
                 file.fail(WriteLost(f"inode {ino} is not as it was said to be: {error}"))
             self.nursery.start_soon(self.invalidate_kernel, ino)
 
@@ -380,6 +383,7 @@ class Core:
             self._removal_ended = trio.Event()
 
     def is_being_removed(self, ino: Ino) -> bool:
+        """Whether a name of it is being removed by the server."""
         return ino in self._removals
 
     async def no_removal(self, ino: Ino) -> None:

@@ -16,6 +16,7 @@ from fsd.client.chunks import Chunks
 from fsd.client.contents import Contents
 from fsd.client.core import Core
 from fsd.client.file import DirectoryHandle, FileHandle
+from fsd.client.instant import InstantCalls
 from fsd.client.locks import Locks
 from fsd.client.names import Names
 from fsd.client.options import Caller, ClientOptions, Invalidate, NothingCached
@@ -72,6 +73,7 @@ class FileSystem:
         self._answers = Answers() if resume is None else resume.answers
         self._suspended = False
         self.restored_handles: dict[int, FileHandle] = {} if resume is None else resume.handles
+        self.instant = InstantCalls(core, contents, names)
         self.resumed = resume is not None and resume.session == core.session.id
         self._pins = Pins(core, self._hold, self._drop_handle)
 
@@ -331,9 +333,7 @@ class FileSystem:
         except BaseException:
             self._drop_handle(file.ino)
             raise
-        if number:
-            self._core.state.opened(number, ino, flags)
-        return FileHandle(file, flags, self._core.options.read_ahead_bytes, number)
+        return self._contents.handle(file, flags, number)
 
     async def read(self, handle: FileHandle, offset: int, length: int) -> bytes:
         """Fewer bytes at the end of the file."""
@@ -377,6 +377,10 @@ class FileSystem:
             raise error
 
     async def release(self, handle: FileHandle) -> None:
+        """As `drop`."""
+        self.drop(handle)
+
+    def drop(self, handle: FileHandle) -> None:
         """The handle is gone. Does not wait for servers."""
         if handle.is_open:
             handle.is_open = False

@@ -407,6 +407,12 @@ class Names:
         finally:
             self._page_ahead(self._contents_ahead, parent, page)
 
+    def was_read(self, ino: Ino) -> None:
+        """A small file's bytes were wanted and known."""
+        place = self._unread.pop(ino, None)
+        if place is not None:
+            self._contents_ahead.hit(place[0])
+
     def _place(self, parent: Ino, name: bytes, inode: Inode) -> None:
         """Remember where a small file is that was not read yet."""
         if inode.is_inline and inode.size and inode.ino not in self._core.files:

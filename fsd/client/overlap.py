@@ -31,11 +31,22 @@ class Ticket:
         return token in self.tokens and token not in self.spoiled
 
 
-class Overlaps:
-    """All requests under way, by token."""
+class _UnderWay:
+    """Of one token: requests at the server, and how many changes that were carried out here are on their way to it."""
+
+    __slots__ = ("asked", "here")
 
     def __init__(self) -> None:
-        self._active: dict[Token, list[Ticket]] = {}
+        self.asked: list[Ticket] = []
+        self.here = 0
+
+
+class Overlaps:
+    """All requests under way, by token. Costs as much as there are requests at the server for the same token: changes that were
+    carried out here, thousands of them in one directory, are only counted."""
+
+    def __init__(self) -> None:
+        self._active: dict[Token, _UnderWay] = {}
         self._announced: Counter[Token] = Counter()
 
     def announce(self, tokens: Iterable[Token]) -> tuple[Token, ...]:
@@ -52,31 +63,39 @@ class Overlaps:
                 del self._announced[token]
 
     def begin(self, tokens: Iterable[Token], *, change: bool, here: bool = False) -> Ticket:
-        """A request is about to be sent."""
+        """A request is about to be sent, or (`here`) a change to be shipped some time."""
         ticket = Ticket(tuple(dict.fromkeys(tokens)), change, here)
         for token in ticket.tokens:
-            others = self._active.setdefault(token, [])
-            for other in others:
-                if change:
+            under_way = self._active.get(token)
+            if under_way is None:
+                under_way = self._active[token] = _UnderWay()
+            if change:
+                for other in under_way.asked:
                     other.spoiled.add(token)
-                if other.change:
+            if here:
+                under_way.here += 1
+            else:
+                if under_way.here or any(other.change for other in under_way.asked):
                     ticket.spoiled.add(token)
-            others.append(ticket)
+                under_way.asked.append(ticket)
         return ticket
 
     def end(self, ticket: Ticket) -> None:
         """The answer was used, or there is none."""
         for token in ticket.tokens:
-            others = self._active[token]
-            others.remove(ticket)
-            if not others:
+            under_way = self._active[token]
+            if ticket.here:
+                under_way.here -= 1
+            else:
+                under_way.asked.remove(ticket)
+            if not under_way.here and not under_way.asked:
                 del self._active[token]
 
     def is_changing(self, token: Token) -> bool:
         """Whether a change of `token` is under way whose outcome only the server knows."""
-        return token in self._announced or any(
-            ticket.change and not ticket.here for ticket in self._active.get(token, ())
-        )
+        under_way = self._active.get(token)
+        asked = under_way is not None and any(ticket.change for ticket in under_way.asked)
+        return asked or token in self._announced
 
     def is_sent(self, token: Token) -> bool:
         """Whether a change of `token` may have been carried out by the server already."""
@@ -84,4 +103,5 @@ class Overlaps:
 
     def is_unsettled(self, token: Token) -> bool:
         """Whether any change of `token` is under way: what the server says may be older."""
-        return token in self._announced or any(ticket.change for ticket in self._active.get(token, ()))
+        under_way = self._active.get(token)
+        return self.is_changing(token) or (under_way is not None and under_way.here > 0)

@@ -360,6 +360,14 @@ class Session:
                     reply: IdRange = await self.ask_urgently(AllocateIds)
                     if session == self.id:
                         self._ids.append((reply.first_id, reply.first_id + reply.id_count))
+        spare = self.spare_id()
+        assert spare is not None
+        return spare
+
+    def spare_id(self) -> int | None:
+        """As `new_id`; None if the server must be asked for more."""
+        if not self._ids:
+            return None
         first, end = self._ids[0]
         if first + 1 < end:
             self._ids[0] = (first + 1, end)

@@ -52,14 +52,19 @@ class Storing:
     async def _store_inline(
         self, file: File, content: Content, size: int, mtime_ns: int, session: SessionId
     ) -> Content:
+        write, data = self.inline_write(file, content, size, mtime_ns)
+        await self._commit(file, write, session)
+        self.fix_cached_inline(file.ino, data)
+        return Content(NO_DATA, data, len(data), 0)
+
+    def inline_write(self, file: File, content: Content, size: int, mtime_ns: int) -> tuple[WriteInline, bytes]:
+        """What is being flushed, over what was there."""
         contents = bytearray(content.inline.ljust(size, b"\0"))
         file.flushing.overlay(0, contents)
         data = bytes(contents)
-        await self._commit(file, WriteInline(self._core.volume.layer, mtime_ns, 0, 0, file.ino, data), session)
-        self._fix_cached_inline(file.ino, data)
-        return Content(NO_DATA, data, len(data), 0)
+        return WriteInline(self._core.volume.layer, mtime_ns, 0, 0, file.ino, data), data
 
-    def _fix_cached_inline(self, ino: Ino, data: bytes) -> None:
+    def fix_cached_inline(self, ino: Ino, data: bytes) -> None:
         """Answers leave inline bytes out; these are what they left out."""
         inode = self._core.tree.inode(ino)
         if inode is not None and inode.is_inline and inode.size == len(data):
@@ -262,13 +267,9 @@ class Storing:
 
     async def _store_times(self, file: File, times: Times, session: SessionId) -> None:
         """Behind the bytes, whose time they replace."""
-        operation = SetAttributes(
-            self._core.volume.layer,
-            times.ctime_ns,
-            0,
-            0,
-            file.ino,
-            atime_ns=times.atime_ns,
-            mtime_ns=times.mtime_ns,
-        )
-        await self._commit(file, operation, session)
+        await self._commit(file, self.times_of(file, times), session)
+
+    def times_of(self, file: File, times: Times) -> SetAttributes:
+        """The change that sets them."""
+        layer = self._core.volume.layer
+        return SetAttributes(layer, times.ctime_ns, 0, 0, file.ino, atime_ns=times.atime_ns, mtime_ns=times.mtime_ns)

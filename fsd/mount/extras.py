@@ -6,6 +6,7 @@ Not here on purpose: lseek and copy_file_range. Without them the kernel answers 
 
 import contextlib
 import errno
+import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,18 @@ class Extras:
     def from_page_cache(self) -> bool:
         """First in `write`: whether these are mapped pages, not a process's write(2)."""
         return self._companion.current().from_page_cache
+
+    def is_plain_write(self, handle: FileHandle, fh: int) -> bool:
+        """Whether a write through the handle has nothing to take away: no capability, no page of the kernel's at the end."""
+        ino = handle.ino
+        if handle.flags & os.O_APPEND and ino in self._cached:
+            return False
+        if fh not in self._wrote:
+            inode = self._operations.fs.peek(ino)
+            if inode is None or inode.flags & InodeFlag.HAS_XATTRS:
+                return False
+            self._wrote[fh] = None
+        return True
 
     async def kill_privileges(self, ino: Ino, caller: Caller) -> None:
         """Take the set-id bits away that a write by this caller takes. Costs a look into the cache if there are none."""

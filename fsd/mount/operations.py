@@ -215,7 +215,7 @@ class Operations(pyfuse3.Operations):
         with self.at_work(parent_inode):
             directory = await self._directory_at(Ino(parent_inode), name)
             await self.fs.rmdir(_caller(ctx), Ino(parent_inode), name)
-            self._remember_gone(directory)
+            self.remember_gone(directory)
 
     @edge
     async def rename(
@@ -233,7 +233,7 @@ class Operations(pyfuse3.Operations):
             await self.fs.rename(
                 _caller(ctx), Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, int(flags)
             )
-            self._remember_gone(directory)
+            self.remember_gone(directory)
 
     async def _directory_at(self, parent: Ino, name: bytes) -> Inode | None:
         """The directory that is about to be removed, which the kernel has just looked up; None if it does not matter."""
@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
             return None  # whatever it is, the operation will meet it too
         return inode if inode.is_directory and self._is_known(inode.ino) else None
 
-    def _remember_gone(self, directory: Inode | None) -> None:
+    def remember_gone(self, directory: Inode | None) -> None:
         """A process may still be in a removed directory, or have it open: it must be able to ask for its attributes."""
         if directory is not None and self._is_known(directory.ino):
             now_ns = time.time_ns()
@@ -311,21 +311,21 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         killer = self.extras.privilege_killer() if self.extras is not None else None
         with self.at_work(inode):
-            handle = await self.fs.open(Ino(inode), int(flags), _caller(ctx), number=self._next_number())
+            handle = await self.fs.open(Ino(inode), int(flags), _caller(ctx), number=self.next_number())
             if killer is not None and self.extras is not None:
                 await self.extras.kill_privileges(Ino(inode), killer)
-        return self._file_info(handle, Ino(inode), int(flags))
+        return self._file_info(handle)
 
     @edge
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         with self.at_work(parent_inode):
-            number = self._next_number()
+            number = self.next_number()
             inode, handle = await self.fs.create(
                 _caller(ctx), Ino(parent_inode), name, stat.S_IMODE(mode), int(flags), number=number
             )
-        return self._file_info(handle, inode.ino, int(flags)), self._entry(inode, Ino(parent_inode))
+        return self._file_info(handle), self._entry(inode, Ino(parent_inode))
 
     @edge
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -337,6 +337,10 @@ class Operations(pyfuse3.Operations):
             if not data:
                 await self._answered_below(read)
             return data
+
+    def reads_under_way(self, ino: Ino) -> bool:
+        """Whether answers to reads of the file are owed."""
+        return ino in self._reads
 
     @contextmanager
     def _reading(self, ino: Ino, offset: int) -> Generator[ReadUnderWay]:
@@ -415,21 +419,25 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def release(self, fh: FileHandleT) -> None:
+        self.released(fh)
+
+    def released(self, fh: int) -> None:
+        """The kernel has no descriptor of it any more."""
         if self.extras is not None:
             self.extras.releasing(fh)
         handle = self._files.pop(fh, None)
         if handle is not None:  # else a daemon before us has released it, and did not come to say so
-            await self.fs.release(handle)
+            self.fs.drop(handle)
 
     # --- directories --------------------------------------------------------------------------------------------------
 
     @edge
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         if inode in self._gone:
-            return self._remember_directory(DirectoryHandle(Ino(inode)))
-        return self._remember_directory(await self.fs.open_directory(Ino(inode)))
+            return self.opened_directory(DirectoryHandle(Ino(inode)))
+        return self.opened_directory(await self.fs.open_directory(Ino(inode)))
 
-    def _remember_directory(self, handle: DirectoryHandle) -> FileHandleT:
+    def opened_directory(self, handle: DirectoryHandle) -> FileHandleT:
         """The number holds the inode, so that a daemon after us knows what it is."""
         for serial in range(1 << _SERIAL_BITS):
             number = handle.ino << _SERIAL_BITS | serial
@@ -462,6 +470,10 @@ class Operations(pyfuse3.Operations):
 
     @edge
     async def releasedir(self, fh: FileHandleT) -> None:
+        self.closed_directory(fh)
+
+    def closed_directory(self, fh: int) -> None:
+        """See `released`."""
         self._directories.pop(fh, None)
 
     @edge
@@ -575,17 +587,20 @@ class Operations(pyfuse3.Operations):
         self.count_lookup(inode.ino)
         return entry_attributes(self.shown(inode), self.attribute_ttl_s(inode.ino), self.entry_ttl_s(parent))
 
-    def _file_info(self, handle: FileHandle, ino: Ino, flags: int) -> pyfuse3.FileInfo:
-        """Appends go uncached: where they end is decided under the lease, never from the kernel's size."""
-        self._files[handle.number] = handle
-        keep_cache = self.fs.attribute_ttl_s(ino) > 0 and (not self._inherited or ino in self._trusted)
-        if self._inherited:
-            self._trusted[ino] = None
-        return pyfuse3.FileInfo(
-            fh=FileHandleT(handle.number), direct_io=bool(flags & os.O_APPEND), keep_cache=keep_cache
-        )
+    def _file_info(self, handle: FileHandle) -> pyfuse3.FileInfo:
+        direct_io, keep_cache = self.opened(handle)
+        return pyfuse3.FileInfo(fh=FileHandleT(handle.number), direct_io=direct_io, keep_cache=keep_cache)
 
-    def _next_number(self) -> int:
+    def opened(self, handle: FileHandle) -> tuple[bool, bool]:
+        """Whether it is to go uncached (appends: where they end is decided under the lease, never from the kernel's size), and
+        whether the kernel may keep the file's pages."""
+        self._files[handle.number] = handle
+        keep_cache = self.fs.attribute_ttl_s(handle.ino) > 0 and (not self._inherited or handle.ino in self._trusted)
+        if self._inherited:
+            self._trusted[handle.ino] = None
+        return bool(handle.flags & os.O_APPEND), keep_cache
+
+    def next_number(self) -> int:
         number = self._next_handle
         self._next_handle += 1
         return number

@@ -83,7 +83,9 @@ class InstantAnswers(Protocol):
         """What it may be asked about."""
         ...
 
-    def answer(self, opcode: int, inode: int, uid: int, gid: int, pid: int, body: bytes) -> bytes | int | None:
+    def answer(
+        self, opcode: int, unique: int, inode: int, uid: int, gid: int, pid: int, body: bytes
+    ) -> bytes | int | None:
         """The answer's body, an errno (0: success without a body), or None: it goes the ordinary way, and nothing was done.
         `current` tells more of the request. An exception is answered EIO."""
         ...

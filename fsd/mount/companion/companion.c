@@ -81,7 +81,7 @@ static struct {                         /* what `configure` asked for */
     int operations;                     /* mask of HAS_ */
     ull set_flags, clear_flags;         /* of the answer to INIT */
     unsigned max_write, max_readahead, max_background;  /* 0: libfuse's */
-    PyObject *instant;                  /* callable(opcode, inode, uid, gid, pid, body); see answered_instantly */
+    PyObject *instant;                  /* callable(opcode, unique, inode, uid, gid, pid, body); see answered_instantly */
     ull instant_opcodes;                /* mask of those that it may be asked about */
 } wanted;
 
@@ -524,7 +524,7 @@ static int answered_instantly(int fd, const char *message, size_t size)
     struct iovec parts[2] = {{&out, sizeof out}, {NULL, 0}};
     char *bytes;
     Py_ssize_t length;
-    PyObject *answer = PyObject_CallFunction(wanted.instant, "IKIIIy#", header.opcode, (ull)header.nodeid, header.uid, header.gid,
+    PyObject *answer = PyObject_CallFunction(wanted.instant, "IKKIIIy#", header.opcode, (ull)header.unique, (ull)header.nodeid, header.uid, header.gid,
                                              header.pid, message + sizeof header, (Py_ssize_t)(size - sizeof header));
     if (answer == Py_None) {
         Py_DECREF(answer);
