@@ -136,6 +136,11 @@ class FileSystem:
 
     # --- names --------------------------------------------------------------------------------------------------------
 
+    @property
+    def lookups_pin(self) -> bool:
+        """Whether `lookup` does more than looking, for now (fsd.client.pins)."""
+        return self._pins.are_wanted()
+
     async def lookup(self, parent: Ino, name: bytes) -> Inode:
         """Raises NotFound."""
         return await self._bounded(self._lookup(parent, name))

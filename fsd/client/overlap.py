@@ -93,13 +93,12 @@ class Overlaps:
 
     def is_changing(self, token: Token) -> bool:
         """Whether a change of `token` is under way whose outcome only the server knows."""
-        under_way = self._active.get(token)
-        asked = under_way is not None and any(ticket.change for ticket in under_way.asked)
-        return asked or token in self._announced
+        return token in self._announced or self.is_sent(token)
 
     def is_sent(self, token: Token) -> bool:
         """Whether a change of `token` may have been carried out by the server already."""
-        return any(ticket.change and not ticket.here for ticket in self._active.get(token, ()))
+        under_way = self._active.get(token)
+        return under_way is not None and any(ticket.change for ticket in under_way.asked)
 
     def is_unsettled(self, token: Token) -> bool:
         """Whether any change of `token` is under way: what the server says may be older."""

@@ -120,7 +120,7 @@ class Instant:
         parent, name = request.node, request.body[:-1]
         if self._operations.is_gone(parent) or name in (b".", b"..") or len(name) > NAME_MAX:
             return None
-        child = self._fs.known_entry(parent, name)
+        child = None if self._fs.lookups_pin else self._fs.known_entry(parent, name)
         if child is None:
             return None
         if child == ABSENT:
