@@ -143,3 +143,16 @@ async def kill_primary_of_a_flush(nemesis: Nemesis) -> None:
             kill_now(nemesis, nemesis.random.choice(nemesis.cluster.clients))
         await trio.sleep(nemesis.random.choice((0.5, 3.0)))
         await nemesis.boot_all()
+
+
+async def late_replicate(nemesis: Nemesis) -> None:
+    """A primary's change arrives at a member when another leads."""
+    primaries: list[Host] = []
+
+    def strike(end: End) -> None:
+        primaries.append(nemesis.host(end.host))
+        end.stall(nemesis.random.uniform(11.5, 13.0))
+
+    if await nemesis.ambush(Replicate, strike):
+        others = [host for host in nemesis.cluster.clients if host.up]
+        await nemesis.cut(primaries, [nemesis.cluster.metadata, *others], both=True, time_s=14.0)

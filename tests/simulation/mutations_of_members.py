@@ -148,6 +148,11 @@ def acknowledge_below_min_replicas() -> list[Patch]:
     return [(replica, "check_copies", nothing)]
 
 
+def any_primarys_word() -> list[Patch]:
+    """A member follows whoever says that it leads, under whatever epoch; leases and the primary's own checks stay."""
+    return [(replica, name, nothing) for name in ("check_sender", "check_epoch", "check_promise")]
+
+
 two = {"nodes": 3, "replicas": 2, "min_replicas": 1}
 lose_one = {**two, "faults": (aimed.lose_one_of_two,), "strikes": 1, "pg_count": 8, "nodes": 4}
 empty = {**two, "faults": (aimed.come_back_empty,), "strikes": 2}
@@ -158,7 +163,18 @@ between = {**three, "faults": (Nemesis.kill_between_members,), "clients": 2, "st
 lonely = {**two, "faults": (aimed.lonely_primary,), "strikes": 3, "clients": 3, "think_s": 0.05, "steps": 40}
 interrupted = {**two, "faults": (aimed.interrupt_change,), "strikes": 4, "clients": 3, "think_s": 0.05, "pg_count": 8}
 
+overtaken = {
+    **three,
+    "faults": (aimed.late_replicate,),
+    "strikes": 3,
+    "clients": 3,
+    "think_s": 0.05,
+    "steps": 60,
+    "pg_count": 1,
+}
+
 MUTATIONS = [
+    Mutation("any primary's word", any_primarys_word, 40, overtaken),
     Mutation("shrink onto a corpse", shrink_onto_a_corpse, 30, lose_one),
     Mutation("lead with an empty disk", lead_with_an_empty_disk, 30, empty),
     Mutation("whoever comes back leads", whoever_comes_back_leads, 40, grouped),
