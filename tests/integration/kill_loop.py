@@ -165,6 +165,7 @@ def fio(directory: Path, until: float) -> dict:
     rounds = 0
     while time.monotonic() < until:
         words = "--name=v --size=8M --rw=randwrite --bsrange=4k-128k --ioengine=psync --verify=crc32c --verify_fatal=1"
+        words += " --verify_state_save=0"
         done = subprocess.run(
             ["fio", *words.split(), f"--directory={directory}"], capture_output=True, text=True, check=False
         )
