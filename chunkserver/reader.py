@@ -167,6 +167,10 @@ def verify_pieces(data: Buffer, extents: Sequence[tuple[int, int]], checksums: S
     if size != len(data):
         raise InvalidArgument(f"{len(data)} bytes came for extents of {size}")
     cut = cut_pieces(data, extents)
-    if [zlib.crc32(piece) for _, piece in cut] != list(checksums):
-        raise BadChecksum(f"{len(data)} bytes for {len(extents)} extents do not have the checksums that came with them")
+    check_sums([piece for _, piece in cut], checksums)
     return [Piece(offset, piece, checksum) for (offset, piece), checksum in zip(cut, checksums, strict=True)]
+
+
+def check_sums(pieces: Sequence[Buffer], checksums: Sequence[int]) -> None:
+    if [zlib.crc32(piece) for piece in pieces] != list(checksums):
+        raise BadChecksum(f"{len(pieces)} pieces do not have the {len(checksums)} checksums that came with them")

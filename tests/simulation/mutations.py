@@ -125,7 +125,7 @@ def no_settling() -> list[Patch]:
 def no_checksums() -> list[Patch]:
     return [
         (chunkserver.reader, "verify_stored", nothing),
-        (chunkserver.store, "verify_pieces", nothing),
+        (chunkserver.reader, "check_sums", nothing),
         (fsd.client.chunks.Chunks, "verify", always),
     ]
 
