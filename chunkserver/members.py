@@ -86,8 +86,9 @@ class Members:
             return None
 
     async def finish(self, member: Member, call: Call) -> bool:
-        """Whether a begun request is answered well in time; if not, `ask` again, which does no harm."""
-        with trio.move_on_after(self._timeout_s):
+        """Whether a begun request is answered well, and soon; if not, `ask` again, which does no harm, and whose patience
+        is what decides how long a member may be silent."""
+        with trio.move_on_after(self._timeout_s / 4):
             try:
                 self._note_space(member, await call.reply())
                 return True
