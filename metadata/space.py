@@ -42,8 +42,11 @@ def space_of(volume: Volume, cluster: ClusterMap, loads: Mapping[NodeId, NodeLoa
     total = sum(loads[node.node].total_bytes for node in known) // volume.replicas
     up = [loads[node.node] for node in known if node.state is NodeState.UP]
     free = sum(max(0, load.free_bytes) for load in up) // volume.replicas
+    by_quota = False
     if volume.quota_bytes:
-        free = max(0, min(free, volume.quota_bytes - volume.used_bytes))
+        left = max(0, volume.quota_bytes - volume.used_bytes)
+        by_quota = left <= free or not up  # before any node has told how full it is, the quota is all that is known
+        free = left if by_quota else free
         total = min(total, volume.quota_bytes)
     inodes = volume.quota_inodes or UNLIMITED_INODES
-    return VolumeSpace(total, free, inodes, max(0, inodes - volume.used_inodes))
+    return VolumeSpace(total, free, inodes, max(0, inodes - volume.used_inodes), by_quota)

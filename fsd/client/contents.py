@@ -21,6 +21,7 @@ from fsd.client.core import Core
 from fsd.client.file import Content, File, FileHandle, Times, content_of
 from fsd.client.flushes import MAX_PREPARED
 from fsd.client.options import Caller
+from fsd.client.room import Room
 from fsd.client.session import SessionReplaced
 from fsd.client.storing import Storing
 from fsd.client.writeback import DirtyMap
@@ -60,6 +61,7 @@ class Contents(Storing):
         self._blocks = BlockReader(core, chunks)
         self.dirty_bytes = 0
         self._dirty: dict[Ino, File] = {}
+        self._room = Room(core, self._dirty.values)
         self._some_dirty = trio.Event()
         self._pressure = trio.Event()
         self._drained = trio.Event()
@@ -179,6 +181,7 @@ class Contents(Storing):
         file = handle.file
         if not self.ready(file, LeaseMode.SHARED):
             return None
+        handle.check_locks()
         content = file.content
         assert content is not None
         end = min(file.size, offset + length)
@@ -222,6 +225,9 @@ class Contents(Storing):
         if not len(data):
             return 0
         await self._may_write(file)
+        if not self._core.session.may_promise:
+            await self._room.take(file, (file.size if handle.flags & os.O_APPEND else offset) + len(data))
+            await self._may_write(file)
         handle.check_locks()
         at = file.size if handle.flags & os.O_APPEND else offset
         if at + len(data) > MAX_FILE_SIZE:

@@ -154,8 +154,9 @@ class InstantCalls:
         file = handle.file
         if handle.flags & (os.O_SYNC | os.O_DSYNC) or not self._contents.has_room:
             return False
-        if not self._contents.ready(file, LeaseMode.EXCLUSIVE):
+        if not self._core.session.may_promise or not self._contents.ready(file, LeaseMode.EXCLUSIVE):
             return False
+        handle.check_locks()
         at = file.size if handle.flags & os.O_APPEND else offset
         if at + len(data) > MAX_FILE_SIZE:
             return False

@@ -284,12 +284,14 @@ class StatVolume:
 @wire(222)
 @dataclass(frozen=True, slots=True)
 class VolumeSpace:
-    """For statfs(2): the smaller of the quota and what the cluster has room for (copies counted)."""
+    """For statfs(2): the smaller of the quota and what the cluster has room for (copies counted). `by_quota`: which of them it
+    is."""
 
     total_bytes: int
     free_bytes: int
     total_inodes: int
     free_inodes: int
+    by_quota: bool = False
 
 
 # --- changing the tree ------------------------------------------------------------------------------------------------

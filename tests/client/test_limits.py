@@ -20,10 +20,10 @@ Clock = trio.testing.MockClock
 
 async def test_a_full_volume_is_told_once_to_each_handle_and_the_bytes_stay(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount() as a:
-        await made.ask(SetVolume("default", quota_bytes=100 * KIB))
         _, first = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
         second = await a.open(first.ino, os.O_RDWR)
         await a.write(first, 0, b"x" * 200 * KIB)
+        await made.ask(SetVolume("default", quota_bytes=100 * KIB))
         with pytest.raises(QuotaExceeded):
             await a.fsync(first)
         with pytest.raises(QuotaExceeded):
@@ -41,9 +41,9 @@ async def test_a_full_volume_is_told_once_to_each_handle_and_the_bytes_stay(auto
 
 async def test_what_cannot_be_written_back_is_lost_when_another_wants_the_file(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount() as a, made.mount() as b:
-        await made.ask(SetVolume("default", quota_bytes=100 * KIB))
         _, handle = await a.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
         await a.write(handle, 0, b"x" * 200 * KIB)
+        await made.ask(SetVolume("default", quota_bytes=100 * KIB))
         with trio.fail_after(5):
             assert await get(b, b"f") == b""
         with pytest.raises(QuotaExceeded):
