@@ -118,7 +118,7 @@ class Carrier:
     ) -> tuple[Order, tuple[AppliedRequest, ...]]:
         group.check_still(row)
         requests = last_requests(group, prepared.before)
-        if request is not None:
+        if request is not None and request.change is not Change.RESOLVE:  # that one has no number
             requests = replica.remember(requests, request.session, request.number)
         if prepared.plan is None:
             group.remember_removed(chunk, requests)

@@ -287,3 +287,12 @@ async def test_cutting_and_removing_meet_what_is_pending(autojump_clock):
         assert await c.read(C) == b""
         assert c.authority.asked == 1
         await c.check_equal("a", "b")
+
+
+async def test_applying_a_flush_forgets_no_request_number(autojump_clock):
+    async with cluster("a", "b") as c:
+        await c.write(C, 0, b"first", number=5)
+        await c.write(C, 0, b"SECOND", number=6, flush=c.flush(3))
+        await c.apply(C, c.flush(3))
+        await c.write(C, 0, b"first", number=5)  # late, from a broken connection
+        assert await c.read(C) == b"SECOND"
