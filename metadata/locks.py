@@ -227,10 +227,6 @@ class LockService:
             if session_of(held) == session
         )
 
-    def stop_waiting(self, live: LiveSession) -> None:
-        """A new process of the client asks again for what it still wants."""
-        self.restate(live, self.claims(live))
-
     def drop_session(self, session: SessionId, layer: LayerId) -> None:
         """The session is over, and fenced."""
         if layer not in self._tables:

@@ -140,7 +140,7 @@ class Core:
             nursery,
             self.counts,
             runtime.clock,
-            may_decide=not state.is_kept,
+            state=state,
         )
 
     @property

@@ -23,6 +23,7 @@ from fsd.client.file import File
 from fsd.client.journal import Journal
 from fsd.client.leases import LeaseTable
 from fsd.client.session import Session
+from fsd.client.state import UNLOGGED, Unlogged
 from fsd.core.errors import Deadlock, FsError, LockConflict, NoLocks
 from fsd.core.ids import Ino, SessionId
 from fsd.namespace.locks import RANGE_END, LockedRange, LockKind, LockSpace, LockTable, Verdict
@@ -59,7 +60,7 @@ class _Asked:
 
 
 class Locks:
-    """See the module. `may_decide` False: every lock is at the server before it is answered, for a next process to find it."""
+    """See the module. Every change of the copy is told to `state`, for a next process to go on with it."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Locks:
         counts: Counter[str],
         clock: Clock,
         *,
-        may_decide: bool,
+        state: Unlogged = UNLOGGED,
     ) -> None:
         self._session = session
         self._leases = leases
@@ -80,7 +81,7 @@ class Locks:
         self._nursery = nursery
         self._counts = counts
         self._clock = clock
-        self._may_decide = may_decide
+        self._state = state
         self._table = LockTable(MAX_LOCKS)
         self._ours: dict[Ino, None] = {}  # the deciding is delegated to us
         self._handing: dict[Ino, trio.Event] = {}  # and is just being given back
@@ -134,6 +135,7 @@ class Locks:
         if self.decides(ino):
             self._table.release(space, ino, owner, start, end)
             self._forget(space, ino, owner)
+            self._note(space, ino, owner)
             return None
         done = trio.Event()
         self._nursery.start_soon(self._unlock, space, ino, owner, start, end, done)
@@ -146,6 +148,7 @@ class Locks:
                 return False
             self._table.release(LockSpace.POSIX, ino, owner)
             self._forget(LockSpace.POSIX, ino, owner)
+            self._note(LockSpace.POSIX, ino, owner)
         return True
 
     async def closed(self, ino: Ino, owner: int) -> None:
@@ -179,7 +182,7 @@ class Locks:
 
     def decides(self, ino: Ino) -> bool:
         """Whether this client decides about the inode's locks now. Of an inode that nobody else knows it does."""
-        if not self._may_decide or not self._leases.usable(ino, LeaseMode.EXCLUSIVE) or ino in self._handing:
+        if not self._leases.usable(ino, LeaseMode.EXCLUSIVE) or ino in self._handing:
             return False
         if ino not in self._ours and self._journal.unborn(ino) and ino not in self._turns:
             self._ours[ino] = None
@@ -227,7 +230,7 @@ class Locks:
                     return False  # it was delegated meanwhile
                 self._give_up(asked)
                 asked.sent = True
-                delegate = self._may_decide and lock.ino not in self._contended
+                delegate = lock.ino not in self._contended
                 reply: LockReply = await self._session.ask(
                     lambda session: SetLock(session, lock, wait, ticket, delegate)
                 )
@@ -258,12 +261,14 @@ class Locks:
             elif lock.kind is LockKind.READ:
                 start, end = max(held.start, lock.start), min(held.end, lock.end)
                 self._table.record(lock.space, lock.ino, _range(_with(lock, start=start, end=end)))
+        self._note(lock.space, lock.ino, lock.owner)
 
     def _restore(self, asked: _Asked, verdict: Verdict) -> None:
         """It was refused, and the server has changed nothing (but a flock that was given up for it)."""
         if asked.lock.space is LockSpace.POSIX or verdict is Verdict.FULL:
             for held in asked.before:
                 self._table.record(held.space, held.ino, _range(held))
+            self._note(asked.lock.space, asked.lock.ino, asked.lock.owner)
 
     async def _withdraw(self, ticket: int, asked: _Asked) -> None:
         """The waiter has gone; the server may have granted its lock all the same."""
@@ -275,6 +280,7 @@ class Locks:
             for held in before:
                 self._table.record(held.space, held.ino, _range(held))
             self._forget(lock.space, lock.ino, lock.owner)
+            self._note(lock.space, lock.ino, lock.owner)
             if not self.decides(lock.ino):
                 await self._told_to_server(lambda session: CancelLock(session, ticket, lock, before))
 
@@ -290,6 +296,7 @@ class Locks:
             async with self._turn(ino):
                 self._table.release(space, ino, owner, start, end)
                 self._forget(space, ino, owner)
+                self._note(space, ino, owner)
                 if not self.decides(ino):
                     await self._told_to_server(lambda session: Unlock(session, ino, space, owner, start, end))
         finally:
@@ -320,7 +327,7 @@ class Locks:
             return
         self._granted(asked)
         lease = self._leases.find(asked.lock.ino)
-        if reply.delegated and lease is not None and self._may_decide and self.accepts(asked.lock.ino, reply):
+        if reply.delegated and lease is not None and self.accepts(asked.lock.ino, reply):
             self._ours[asked.lock.ino] = None
 
     def accepts(self, ino: Ino, reply: LockReply) -> bool:
@@ -350,7 +357,7 @@ class Locks:
         return tuple(self._told(ino, space, held) for space, held, ino in self._table.everything())
 
     def adopt(self, locks: Iterable[HeldLock]) -> None:
-        """What a process before us has locked, as the server says."""
+        """What a process before us has locked, as its log says."""
         for lock in locks:
             self._table.record(lock.space, lock.ino, _range(lock))
             self._took(lock)
@@ -363,6 +370,7 @@ class Locks:
     def lost(self, session: SessionId) -> None:
         """The session is over, and its locks with it."""
         inos = dict.fromkeys(ino for _, _, ino in self._table.everything())
+        self._state.locks_lost()
         for ino in inos:
             log.error("locks of inode %d are lost: session %d was evicted", ino, session)
             self._counts["lost locks"] += 1
@@ -399,6 +407,12 @@ class Locks:
         self._leave(at)
         self._through.setdefault(lock.handle, {})[at] = None
         self._handles[at] = lock.handle
+        self._note(*at)
+
+    def _note(self, space: LockSpace, ino: Ino, owner: int) -> None:
+        """What the owner has of the inode now, for the next process. What it gains, when it has it; what it gives up, before
+        anybody hears of it."""
+        self._state.locked(ino, space, owner, self._of_owner(space, ino, owner))
 
     def _leave(self, at: tuple[LockSpace, Ino, int]) -> None:
         handle = self._handles.pop(at, None)

@@ -28,6 +28,7 @@ from fsd.client.state import (
     KIND_OPEN,
     KIND_TIMES,
     KIND_WRITE,
+    LOCKED_HEAD,
     NONE_TIME,
     OPENED_META,
     POSITION,
@@ -50,7 +51,8 @@ from fsd.client.writeback import DirtyMap
 from fsd.core.errors import VersionMismatch
 from fsd.core.ids import Ino, RequestNumber
 from fsd.namespace.operations import Truncate
-from fsd.protocol.metadata import BatchItem, Execute
+from fsd.protocol.locks import LocksTold
+from fsd.protocol.metadata import BatchItem, Execute, HeldLock
 from fsd.runtime.state import StateDirectory
 from fsd.wire.codec import decode, number_of_message
 
@@ -83,6 +85,9 @@ class Restored:
     entries: dict[int, tuple[Entry, int]] = field(default_factory=dict[int, tuple[Entry, int]])
     requests: dict[int, Pending] = field(default_factory=dict[int, Pending])
     handles: dict[int, Handle] = field(default_factory=dict[int, Handle])
+    locks: dict[tuple[int, int, int], tuple[HeldLock, ...]] = field(
+        default_factory=dict[tuple[int, int, int], tuple[HeldLock, ...]]
+    )
     done: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     files: dict[Ino, File] = field(default_factory=dict[Ino, File])
     flushing: dict[Ino, None] = field(default_factory=dict[Ino, None])
@@ -144,6 +149,7 @@ def _basis(restored: Restored | None, basis: Basis) -> Restored:
         restored = Restored(basis)
     elif restored.basis.session != basis.session:
         restored.entries, restored.requests, restored.files, restored.flushing = {}, {}, {}, {}
+        restored.locks = {}
     restored.basis = basis
     restored.next_number, restored.answered = basis.next_number, basis.answered
     restored.shipped = (basis.shipped_number, basis.shipped_position, basis.shipped_count)
@@ -165,6 +171,12 @@ def _replay(restored: Restored, record: Record) -> None:
             _done(restored, call, KIND_OPEN, number)
         case state.CLOSED:
             restored.handles.pop(POSITION.unpack(meta)[0], None)
+        case state.LOCKED:
+            ino, space, owner = LOCKED_HEAD.unpack_from(meta)
+            locks = decode(LocksTold, meta[LOCKED_HEAD.size :]).locks
+            restored.locks.pop((ino, space, owner), None)
+            if locks:
+                restored.locks[ino, space, owner] = locks
         case state.DONE:
             call, kind, value = DONE_META.unpack(meta)
             restored.done[call, kind] = value

@@ -89,6 +89,8 @@ class Resume:
             file.dirty_since = now
             core.files[file.ino] = file
         self._open_handles()
+        for locks in restored.locks.values():
+            core.locks.adopt(locks)
         self._restore_journal()
         core.session.restore(restored.basis, restored.next_number, restored.unanswered())
         for ino in self._inos():

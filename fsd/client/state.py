@@ -5,7 +5,7 @@
     E requested  X answered                      numbered requests of their own
     W written    M times     K cut               a file's bytes and times as they come
     T taken      G given back  C flushed  D discarded  R replaced     and where they are on their way to the servers
-    H opened     L closed                        handles
+    H opened     L closed    O locked            handles, and the locks of each owner
     A done                                       calls that were carried out, and may be asked for again
 
 The log says what happened to a file's dirty map, in order; who replays it ends with the same map. A call is answered when its
@@ -25,10 +25,12 @@ from fsd.client.calls import unique
 from fsd.client.statelog import PIECE_BYTES, Key, StateLog
 from fsd.core.errors import FsError
 from fsd.core.ids import Ino, RequestNumber, SessionId
+from fsd.namespace.locks import LockSpace
 from fsd.namespace.operations import Operation
 from fsd.namespace.records import Volume
 from fsd.namespace.touched import born
-from fsd.protocol.metadata import BatchItem, Execute
+from fsd.protocol.locks import LocksTold
+from fsd.protocol.metadata import BatchItem, Execute, HeldLock
 from fsd.runtime.state import SEGMENT_BYTES, StateDirectory
 from fsd.wire.codec import decode, encode, number_of_message, wire
 from fsd.wire.frame import Buffer
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BASIS, JOURNALLED, SHIPPED, JOURNAL_ANSWERED, REQUESTED, ANSWERED = range(1, 7)
-WRITTEN, TIMES, TAKEN, GIVEN_BACK, FLUSHED, CUT, DISCARDED, REPLACED, OPENED, CLOSED, DONE = range(7, 18)
+WRITTEN, TIMES, TAKEN, GIVEN_BACK, FLUSHED, CUT, DISCARDED, REPLACED, OPENED, CLOSED, DONE, LOCKED = range(7, 19)
 
 JOURNAL_HEAD = struct.Struct("<QQQBH")  # position, call, new inode, 1 if written again, inodes that follow
 SHIPPED_META = struct.Struct("<QQI")  # first number, first position, count
@@ -56,13 +58,13 @@ FLUSHED_META = struct.Struct("<QBB")  # inode, touched still, has times to set s
 CUT_META = struct.Struct("<QQBB")  # inode, size, touched, has times
 REPLACED_META = struct.Struct("<QQQBB")  # inode, chunk, offset, which map, first of the chunk
 OPENED_META = struct.Struct("<QQQI")  # number, inode, call, flags
+LOCKED_HEAD = struct.Struct("<QBQ")  # inode, space, owner
+SPACES = tuple(LockSpace)
 DONE_META = struct.Struct("<QHQ")  # call, kind, value
 NONE_TIME = -(1 << 63)
 
 KIND_WRITE, KIND_OPEN, KIND_TIMES = 1, 2, 3  # others are the numbers of operations
-FORMAT = (
-    2  # of all records; 1 had another FLUSHED. Whoever changes a record raises it, and reads the older ones or says not
-)
+FORMAT = 3  # of all records (2 had no LOCKED): whoever changes one raises it, and reads the older ones or refuses them
 MAX_DONE = 4096  # calls whose answers may not have been read: no more threads wait for one mount
 BULK = ("d", "f", "j")
 JOURNAL_ROOM = 64 << 20
@@ -160,6 +162,12 @@ class Unlogged:
 
     def closed(self, number: int) -> None: ...
 
+    def locked(self, ino: Ino, space: LockSpace, owner: int, locks: tuple[HeldLock, ...]) -> None:
+        """All that the owner has locked of the inode."""
+
+    def locks_lost(self) -> None:
+        """All of them, with the session."""
+
 
 UNLOGGED = Unlogged()
 
@@ -187,6 +195,7 @@ class ClientState(Unlogged):
         self._handles: dict[int, bytes] = {}
         self._done: OrderedDict[tuple[int, int], tuple[int, int]] = OrderedDict()  # value, segment where it stands
         self._held = (0, 0, 0, 0)  # inode, chunk, chunk, segment of the last write, while they are held
+        self._locks: dict[Key, bytes] = {}
         self._files: dict[Ino, File] = {}
 
     # --- beginning and end --------------------------------------------------------------------------------------------
@@ -242,11 +251,14 @@ class ClientState(Unlogged):
             self._handles[number] = OPENED_META.pack(number, handle.ino, 0, handle.flags)
         self._done.update((call, (value, 0)) for call, value in restored.done.items())
         self._files.update(restored.files)
+        for locks in restored.locks.values():
+            self.locked(locks[0].ino, locks[0].space, locks[0].owner, locks)
 
     def _keys(self) -> list[Key]:
         keys: list[Key] = [("j", position) for position in self._entries]
         keys += [("e", number) for number in self._requests]
         keys += [("h", number) for number in self._handles]
+        keys += list(self._locks)
         for ino, file in self._files.items():
             keys += [("d", ino, chunk) for chunk in file.dirty.chunks()]
             keys.append(("t", ino))
@@ -473,6 +485,26 @@ class ClientState(Unlogged):
             self._append(CLOSED, POSITION.pack(number))
             self._let_go(("h", number))
 
+    def locked(self, ino: Ino, space: LockSpace, owner: int, locks: tuple[HeldLock, ...]) -> None:
+        at = (ino, SPACES.index(space), owner)
+        key = ("l", ino, owner * len(SPACES) + at[1])
+        meta = LOCKED_HEAD.pack(*at) + encode(LocksTold(False, locks))
+        if self._locks.get(key) == meta or (not locks and key not in self._locks):
+            return
+        if locks:
+            self._locks[key] = meta
+            self._append(LOCKED, meta, key=key)
+        else:
+            del self._locks[key]
+            self._append(LOCKED, meta)
+            self._let_go(key)
+
+    def locks_lost(self) -> None:
+        for key, meta in list(self._locks.items()):
+            del self._locks[key]
+            self._append(LOCKED, meta[: LOCKED_HEAD.size] + encode(LocksTold(False, ())))
+            self._let_go(key)
+
     # --- writing again ------------------------------------------------------------------------------------------------
 
     def _relog(self, key: Key) -> None:
@@ -485,6 +517,8 @@ class ClientState(Unlogged):
                 self._append(REQUESTED, self._requests[number], key=key)
             case ("h", number):
                 self._append(OPENED, self._handles[number], key=key)
+            case ("l", _, _):
+                self._append(LOCKED, self._locks[key], key=key)
             case ("t", ino):
                 self._log_times(self._files[Ino(ino)], 0)
             case ("d", ino, chunk):

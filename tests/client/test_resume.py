@@ -292,7 +292,7 @@ async def test_a_log_of_another_format_is_refused_and_left_alone(autojump_clock,
         async with c.process(state) as fs:
             await put(fs, b"f", b"precious")
         monkeypatch.setattr("fsd.client.replay.FORMAT", 99)
-        with pytest.raises(VersionMismatch, match="has format 2, this version of fsd knows 99"):
+        with pytest.raises(VersionMismatch, match="has format 3, this version of fsd knows 99"):
             async with c.process(state):
                 raise AssertionError("it was read")
         monkeypatch.undo()

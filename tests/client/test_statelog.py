@@ -60,10 +60,10 @@ def test_the_bytes_of_a_record_are_pinned():
 
 def test_the_bytes_of_a_basis_are_pinned():
     volume = Volume("v", LayerId(1), PoolId(2), 2, 1)
-    basis = Basis(SessionId(5), b"s", 10.0, "fs", volume, 4096, 2, RequestNumber(9), 7, RequestNumber(8), 8, 1, 2)
+    basis = Basis(SessionId(5), b"s", 10.0, "fs", volume, 4096, 2, RequestNumber(9), 7, RequestNumber(8), 8, 1, 3)
     assert decode(Basis, encode(basis)) == basis
     beside_the_volume = encode(basis).hex().replace(encode(volume).hex(), " ")
-    assert beside_the_volume == "9d05c40173cb4024000000000000a26673 cd100002090708080102"
+    assert beside_the_volume == "9d05c40173cb4024000000000000a26673 cd100002090708080103"
 
 
 @pytest.mark.parametrize("torn", [8, 9, 11, 13, 40])
