@@ -5,12 +5,13 @@ begin_life (R1) ─> open the store ─> listen ─> register ─> fetch the map
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import trio
 
+from chunkserver import metrics
 from chunkserver.carrier import Carrier
 from chunkserver.figures import MachineFigures, machine_figures
 from chunkserver.flushes import Flushes
@@ -31,9 +32,12 @@ from fsd.cluster.map import ClusterMap
 from fsd.core.errors import ConfigurationError, ForeignFileSystem, NotServing
 from fsd.core.ids import NodeId
 from fsd.core.units import BLOCK_SIZE, GIB, MIB
+from fsd.http.exposition import Family
+from fsd.http.face import Check
 from fsd.protocol.cluster import NodeLoad
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import only_error
+from fsd.rpc.measured import Measured, RequestFigures
 from fsd.rpc.server import serve
 from fsd.runtime import Runtime
 from fsd.runtime.storage import DataDirectory
@@ -88,6 +92,7 @@ class ChunkServer:
         self._carrier: Carrier | None = None
         self._leader: Leader | None = None
         self._scrubber: Scrubber | None = None
+        self.requests = RequestFigures()
 
     @property
     def node(self) -> NodeId:
@@ -135,7 +140,7 @@ class ChunkServer:
                 registration = Registration(self.incarnation, address, self._options.zone, weight, damaged)
                 nursery.start_soon(self._belong, registration)
                 task_status.started(listener.address)
-                await serve(listener, service, self._welcome)
+                await serve(listener, Measured(service, self.requests, self._runtime.clock), self._welcome)
         finally:
             listener.close()
 
@@ -226,6 +231,16 @@ class ChunkServer:
             deep_scrub_s=scrubber.age_s(DEEP),
             version=__version__,
         )
+
+    def checks(self) -> Sequence[Check]:
+        """Whether it serves, for /readyz."""
+        return metrics.checks(self._membership, self._runtime.clock)
+
+    def families(self) -> list[Family]:
+        """For /metrics; none before the store is open."""
+        if self._membership is None:
+            return []
+        return metrics.families(self._load(), self._membership, self._runtime.clock)
 
     def _hello(self) -> Hello:
         identity = self._identity

@@ -68,6 +68,7 @@ class Sessions:
         self.restarted = True
         self.collect: Callable[[], None] = lambda: None  # wakes the collector
         self.ended: list[Callable[[SessionId, LayerId], None]] = []  # called when a session has nothing any more
+        self.evictions = 0  # since the start
         self._live: dict[SessionId, LiveSession] = {}
         authority.oldest_session = self._oldest
 
@@ -158,6 +159,7 @@ class Sessions:
         if live.state.evicting:
             return
         live.state.evicting = True
+        self.evictions += 1
         record = live.state.record
         log.warning("session %d of %s is evicted: %s", record.session, record.client, reason)
         self._nursery.start_soon(self._evict, live)

@@ -29,6 +29,7 @@ class Recaller:
     def __init__(self, sessions: Sessions, clock: Clock) -> None:
         self._sessions = sessions
         self._clock = clock
+        self.sent = 0  # recalls, of whatever many inodes
 
     async def clear(self, session: SessionId, keys: list[InodeKey], wanted: LeaseMode) -> bool:
         """Return when nobody but `session` holds anything on `keys` that cannot stand beside `wanted`; whether somebody
@@ -58,6 +59,7 @@ class Recaller:
         return [conflict for key in keys for conflict in self._sessions.leases.conflicts(key, session, wanted)]
 
     async def _recall(self, holder: SessionId, conflicts: list[Conflict]) -> None:
+        self.sent += 1
         live = self._sessions.live(holder)
         assert live is not None, f"session {holder} is gone and holds leases"
         now = self._clock.monotonic()

@@ -19,6 +19,7 @@ from fsd.namespace.keys import FAMILIES
 from fsd.protocol.cluster import CreateVolume
 from fsd.rpc.client import ChannelPool
 from fsd.rpc.connection import only_error
+from fsd.rpc.measured import Measured, RequestFigures
 from fsd.rpc.server import serve
 from fsd.runtime import Runtime
 from fsd.runtime.storage import DataDirectory
@@ -31,6 +32,7 @@ from metadata.collector import Collector
 from metadata.flushes import FlushService
 from metadata.live import Sessions
 from metadata.locks import LockService
+from metadata.metrics import Insight
 from metadata.nodes import NodeService
 from metadata.recalls import Recaller
 from metadata.records import Counters, FileSystemRecord
@@ -102,6 +104,13 @@ class MetadataServer:
         self._failure: FsError | None = None
         self._failed = trio.Event()
         self._epoch = 0
+        self._insight: Insight | None = None
+        self.requests = RequestFigures()
+
+    @property
+    def insight(self) -> Insight | None:
+        """What it shows of itself; None before it serves."""
+        return self._insight
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `started` gets the address. Raises FormatError, ForeignFileSystem, ConfigurationError,
@@ -154,6 +163,7 @@ class MetadataServer:
                 tree.guards,
                 lambda peer: before_telling(store, audience, peer),
             )
+            status = StatusService(runtime.clock, store, authority, sessions, collector, space, locks)
             service = MetadataService(
                 store=store,
                 sessions=sessions,
@@ -166,7 +176,7 @@ class MetadataServer:
                 nodes=NodeService(runtime.clock, nursery, authority, audience, record, options.lease_s),
                 volumes=volumes,
                 flushes=FlushService(store, sessions),
-                status=StatusService(runtime.clock, store, authority, sessions, collector, space, locks),
+                status=status,
                 administration=AdministrationService(runtime.clock, store, authority, sessions, collector.wake),
                 failed=self._fail,
             )
@@ -183,7 +193,9 @@ class MetadataServer:
             log.info("metadata server of file system %s listens on %s", record.file_system, listener.address)
             try:
                 task_status.started(listener.address)
-                await serve(listener, service, lambda hello: self._welcome(record, hello))
+                measured = Measured(service, self.requests, runtime.clock)
+                self._insight = Insight(status, authority, sessions, recaller)
+                await serve(listener, measured, lambda hello: self._welcome(record, hello))
             finally:
                 listener.close()
                 channels.close()

@@ -100,6 +100,9 @@ class StatusService:
 
     async def status(self, request: GetStatus) -> StatusReply:
         await trio.lowlevel.checkpoint()
+        return self.now()
+
+    def now(self) -> StatusReply:
         cluster = self._authority.map
         in_sync, degraded, down = health(cluster)
         locks = self._locks.counts()

@@ -54,8 +54,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     from chunkserver.server import ChunkServer, ChunkServerOptions
+    from fsd.http.exposition import Family
+    from fsd.http.face import Face, request_families, sync_family
     from fsd.runtime import Runtime
-    from fsd.runtime.storage import DataDirectory
+    from fsd.runtime.local import LocalDirectory
 
     options = ChunkServerOptions(
         listen=settings["listen"],
@@ -68,7 +70,7 @@ def run(settings: dict[str, Any]) -> int:
         scrub_bytes_per_s=_or(settings["scrub_rate"], DEFAULT_SCRUB_RATE),
     )
 
-    def make(runtime: Runtime, directory: DataDirectory) -> Serving:
+    def make(runtime: Runtime, directory: LocalDirectory) -> Serving:
         server = ChunkServer(runtime, directory, options)
 
         def reconfigure(settings: dict[str, Any]) -> None:
@@ -77,7 +79,11 @@ def run(settings: dict[str, Any]) -> int:
                 scrub_bytes_per_s=_or(settings["scrub_rate"], DEFAULT_SCRUB_RATE),
             )
 
-        return Serving(server, server.goodbye, ("resync_rate", "scrub_rate"), reconfigure)
+        def families() -> list[Family]:
+            return [*server.families(), *request_families(server.requests), sync_family(directory.syncs)]
+
+        face = Face("chunkserver", server.checks, families)
+        return Serving(server, face, server.goodbye, ("resync_rate", "scrub_rate"), reconfigure)
 
     return serve(settings, make)
 

@@ -53,7 +53,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: dict[str, Any]) -> int:
+    from fsd.cli.dashboard import face
     from fsd.core.errors import ConfigurationError
+    from fsd.runtime import Runtime
+    from fsd.runtime.local import LocalDirectory
     from metadata.server import MetadataOptions, MetadataServer
 
     if settings["grace_s"] <= settings["lease_s"] * 1.05:
@@ -74,4 +77,9 @@ def run(settings: dict[str, Any]) -> int:
         rebuild_after_s=settings["rebuild_after_s"],
         rebalance_after_s=settings["rebalance_after_s"],
     )
-    return serve(settings, lambda runtime, directory: Serving(MetadataServer(runtime, directory, options)))
+
+    def make(runtime: Runtime, directory: LocalDirectory) -> Serving:
+        server = MetadataServer(runtime, directory, options)
+        return Serving(server, face(server, directory))
+
+    return serve(settings, make)

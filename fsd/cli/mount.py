@@ -26,6 +26,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("foreground", config.switch, "stay in the foreground", default=False, switch=True),
     Option("connect_timeout_s", config.seconds, "give up if the cluster does not answer", default=20.0, metavar="S"),
     Option("wait", config.switch, "wait for servers that are not up yet", default=False, switch=True),
+    Option(
+        "http",
+        config.http_of_mount,
+        "health and metrics by HTTP: off, or where",
+        default="off",
+        metavar="off|HOST:PORT",
+    ),
     *logs.LOG_OPTIONS,
     readiness.READY_FD,
     Option("new_session", config.switch, "", default=False, switch=True, hidden=True),  # setsid, once mounted
@@ -58,7 +65,9 @@ def run(settings: dict[str, Any]) -> int:
 
         return _be_a_daemon(
             settings,
-            MountRequest(metadata, volume, mountpoint, options, settings["connect_timeout_s"], settings["wait"]),
+            MountRequest(
+                metadata, volume, mountpoint, options, settings["connect_timeout_s"], settings["wait"], settings["http"]
+            ),
         )
     source = f"{','.join(metadata)}:/{volume}"
     if settings["foreground"]:

@@ -14,9 +14,9 @@ from fsd.runtime.notify import notify
 READY_FD = Option("ready_fd", integer(0, 1 << 20), "", hidden=True)
 
 
-def report_ready(fd: int | None, address: str) -> None:
+def report_ready(fd: int | None, address: str, http: str | None = None) -> None:
     notify("READY=1", f"STATUS=serving on {address}")
-    _send(fd, {"ready": address})
+    _send(fd, {"ready": address, "http": http})
 
 
 def report_error(fd: int, text: str, code: int) -> None:

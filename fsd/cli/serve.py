@@ -14,17 +14,17 @@ from typing import Any, Protocol
 
 import trio
 
-from fsd.cli import logs, readiness
+from fsd.cli import logs, readiness, watching
 from fsd.core.config import Option
 from fsd.core.errors import ConfigurationError
+from fsd.http.face import Face
 from fsd.runtime import Runtime, memory, notify
 from fsd.runtime.local import LocalDirectory, real_runtime
-from fsd.runtime.storage import DataDirectory
 
 log = logging.getLogger(__name__)
 
 GOODBYE_TIMEOUT_S = 5.0
-SERVE_OPTIONS: tuple[Option, ...] = (*logs.LOG_OPTIONS, readiness.READY_FD)
+SERVE_OPTIONS: tuple[Option, ...] = (watching.HTTP, *logs.LOG_OPTIONS, readiness.READY_FD)
 
 
 class Server(Protocol):
@@ -41,15 +41,16 @@ def keep(settings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A server, how it says goodbye, and which settings it takes while it runs, by `reconfigure`."""
+    """A server, what it shows by HTTP, how it says goodbye, and which settings it takes while it runs, by `reconfigure`."""
 
     server: Server
+    face: Face
     goodbye: Callable[[], Awaitable[None]] = no_goodbye
     live: tuple[str, ...] = ()
     reconfigure: Callable[[dict[str, Any]], None] = keep
 
 
-Make = Callable[[Runtime, DataDirectory], Serving]
+Make = Callable[[Runtime, LocalDirectory], Serving]
 
 
 def serve(settings: dict[str, Any], make: Make) -> int:
@@ -67,9 +68,10 @@ async def _serve(settings: dict[str, Any], make: Make) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(_obey_signals, nursery, serving, settings)
             nursery.start_soon(feed_watchdog)
+            http = await nursery.start(watching.show, serving.face, settings["http"], settings["listen"])
             address = await nursery.start(serving.server.run)
             log.info("serving on %s, data in %s, pid %d", address, settings["data"], os.getpid())
-            readiness.report_ready(settings["ready_fd"], address)
+            readiness.report_ready(settings["ready_fd"], address, http)
     finally:
         with trio.CancelScope(shield=True):
             await directory.aclose()

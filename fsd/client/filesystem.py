@@ -86,6 +86,11 @@ class FileSystem:
         return self._core.session.id
 
     @property
+    def session_is_live(self) -> bool:
+        """Whether the session was renewed within its time to live."""
+        return self._core.session.is_valid()
+
+    @property
     def locks(self) -> Locks:
         """fcntl's and flock's locks."""
         return self._core.locks

@@ -186,6 +186,14 @@ def address(value: str) -> str:
     return value.strip()
 
 
+def http_address(value: str) -> str:
+    return value if value in ("auto", "off") else address(value)
+
+
+def http_of_mount(value: str) -> str:
+    return value if value == "off" else address(value)
+
+
 def addresses(value: str) -> tuple[str, ...]:
     return tuple(address(part) for part in value.split(","))
 

@@ -18,7 +18,7 @@ import trio
 from fsd import __version__
 from fsd.client.filesystem import open_filesystem
 from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, NotSupported
-from fsd.mount import mountinfo, serving
+from fsd.mount import metrics, mountinfo, serving
 from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSettings
 from fsd.mount.companion import load as load_companion
 from fsd.mount.control import Kind
@@ -51,6 +51,7 @@ class MountRequest:
     options: MountOptions
     connect_timeout_s: float
     wait: bool = False  # also while nobody listens there
+    http: str = "off"  # or where health and metrics are shown
 
     @property
     def source(self) -> str:
@@ -167,6 +168,9 @@ async def _serve(
             await nursery.start(_stop_on_signal, request.mountpoint)
             await nursery.start(_tell_on_signal, operations, companion)
             nursery.start_soon(_obey, supervisor, suspend, companion)
+            if request.http != "off":
+                asked = companion.request_counts if companion is not None else dict[str, int]
+                nursery.start_soon(metrics.show, operations, asked, request.http)
             if companion is not None:
                 GivenUp(companion, nursery).install()
             nursery.start_soon(_announce, request, device, supervisor, started)

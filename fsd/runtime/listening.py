@@ -9,6 +9,7 @@ import trio
 
 from fsd.core.errors import Busy, ConfigurationError
 from fsd.runtime import notify
+from fsd.runtime.tcp import split_address
 
 BACKLOG = 128
 
@@ -56,3 +57,23 @@ def _remove_dead(path: str) -> None:
                 os.unlink(path)
             return
     raise Busy(f"somebody listens at {path} already")
+
+
+async def tcp_listeners(address: str) -> tuple[list[trio.SocketListener], str]:
+    """Listen at "host:port", port 0 a free one; the address that it became. Raises ConfigurationError."""
+    host, port = split_address(address)
+    try:
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, target = found[0]
+        listening = trio.socket.socket(family, kind, proto)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await listening.bind(target)
+            listening.listen(BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {address}: {error.strerror or error}") from None
+    shown = f"[{host}]" if ":" in host else host
+    return [trio.SocketListener(listening)], f"{shown}:{listening.getsockname()[1]}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import trio
 
 from fsd.core.errors import ConfigurationError, CorruptData, DirectoryInUse, DiskFailed, NoSpace
+from fsd.core.histogram import Histogram
 from fsd.runtime import Runtime
 from fsd.runtime.rocks import RocksKeyValue
 from fsd.runtime.storage import KeyValue, Segments, SegmentWrite, Space
@@ -39,6 +40,7 @@ class LocalDirectory:
     def __init__(self, path: str) -> None:
         """Make the directory if needed and lock it. Raises DirectoryInUse, ConfigurationError."""
         self.name = os.path.abspath(path)
+        self.syncs: dict[str, Histogram] = {}  # by store
         try:
             os.makedirs(self.name, mode=0o700, exist_ok=True)
             self._lock_fd = os.open(os.path.join(self.name, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -94,10 +96,13 @@ class LocalDirectory:
         return aside
 
     async def open_keyvalue(self, name: str, families: Sequence[str]) -> KeyValue:
-        return RocksKeyValue(os.path.join(self.name, name), families)
+        return RocksKeyValue(os.path.join(self.name, name), families, self._timed(name))
 
     async def open_segments(self, name: str, segment_size: int) -> Segments:
-        return LocalSegments(os.path.join(self.name, name), segment_size)
+        return LocalSegments(os.path.join(self.name, name), segment_size, self._timed(name))
+
+    def _timed(self, name: str) -> Histogram:
+        return self.syncs.setdefault(name, Histogram())
 
     async def aclose(self) -> None:
         os.close(self._lock_fd)
@@ -122,7 +127,8 @@ class LocalSegments:
     Reads of cached pages are answered in the event loop (preadv2 with RWF_NOWAIT, a few microseconds), others by a
     thread. After the first failure everything raises DiskFailed (R12)."""
 
-    def __init__(self, path: str, segment_size: int) -> None:
+    def __init__(self, path: str, segment_size: int, syncs: Histogram | None = None) -> None:
+        self._syncs = syncs or Histogram()
         self._path = path
         self.segment_size = segment_size
         self._failed: DiskFailed | None = None
@@ -192,7 +198,9 @@ class LocalSegments:
         self._check()
         if writes:
             with trio.CancelScope(shield=True):  # a write that was begun is finished: its thread cannot be stopped
+                began = time.monotonic()
                 await trio.to_thread.run_sync(self._write_all, writes, limiter=self._writer)
+                self._syncs.add(time.monotonic() - began)
 
     def _write_all(self, writes: Sequence[SegmentWrite]) -> None:
         touched: set[int] = set()

@@ -35,6 +35,7 @@ from rocksdict import (
 )
 
 from fsd.core.errors import CorruptData, DiskFailed
+from fsd.core.histogram import Histogram
 from fsd.core.units import MIB
 from fsd.runtime.storage import KeyChange
 
@@ -71,9 +72,10 @@ def _translate(error: Exception, path: str) -> CorruptData | DiskFailed:
 class RocksKeyValue:
     """Implements fsd.runtime.storage.KeyValue. One instance, in one process, owns the directory."""
 
-    def __init__(self, path: str, families: Sequence[str]) -> None:
-        """Open or create. Raises CorruptData or DiskFailed."""
+    def __init__(self, path: str, families: Sequence[str], syncs: Histogram | None = None) -> None:
+        """Open or create. `syncs` learns how long each sync takes. Raises CorruptData or DiskFailed."""
         self.path = path
+        self._sync_times = syncs or Histogram()
         os.makedirs(path, exist_ok=True)
         self._failed: DiskFailed | None = None
         self._syncing: trio.Event | None = None
@@ -168,7 +170,9 @@ class RocksKeyValue:
             covered = self._applied
             try:
                 with trio.CancelScope(shield=True):
+                    began = time.monotonic()
                     await trio.to_thread.run_sync(self._sync, covered, limiter=self._limiter)
+                    self._sync_times.add(time.monotonic() - began)
                 self._durable = covered
             except Exception as error:
                 raise self._fail(error) from None

@@ -12,6 +12,7 @@ import pytest
 from fsd.cli import logs
 from fsd.cli.serve import Serving, reload
 from fsd.core.errors import ConfigurationError
+from fsd.http.face import Face
 from tests.cli.test_commands import REPOSITORY
 
 
@@ -21,7 +22,7 @@ class NoServer:
 
 
 def serving(taken: list[dict]) -> Serving:
-    return Serving(NoServer(), live=("scrub_rate",), reconfigure=taken.append)
+    return Serving(NoServer(), Face("test"), live=("scrub_rate",), reconfigure=taken.append)
 
 
 def settings(**values) -> dict:
