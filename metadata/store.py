@@ -36,7 +36,7 @@ from fsd.namespace.view import (
     PutVolume,
     PutXattr,
 )
-from fsd.runtime.storage import KeyChange, KeyValue
+from fsd.runtime.storage import Frozen, KeyChange, KeyValue
 from fsd.wire.codec import decode, encode
 from metadata.records import (
     AuthorityRecord,
@@ -253,12 +253,23 @@ class Store:
 
     def scan(self, family: str, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """All pairs of a range, read in pages."""
-        while True:
-            found = self._keyvalue.scan(family, start, end, SCAN_PAGE)
-            yield from found
-            if len(found) < SCAN_PAGE:
-                return
-            start = found[-1][0] + b"\0"
+        return scan_pages(self._keyvalue, family, start, end)
+
+    def freeze(self) -> Frozen:
+        """Everything as it is now, for a reader that takes its time."""
+        return self._keyvalue.freeze()
+
+
+def scan_pages(
+    source: KeyValue | Frozen, family: str, start: bytes, end: bytes, page: int = SCAN_PAGE
+) -> Iterator[tuple[bytes, bytes]]:
+    """All pairs of a range."""
+    while True:
+        found = source.scan(family, start, end, page)
+        yield from found
+        if len(found) < page:
+            return
+        start = found[-1][0] + b"\0"
 
 
 class StoreView:

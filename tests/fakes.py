@@ -3,6 +3,7 @@
 tests/runtime/test_contract.py runs the same contract against these, the simulator's and the real ones.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -42,13 +43,10 @@ class MemoryKeyValue:
         return self._data[family].get(key)
 
     def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        found = []
-        data = self._data[family]
-        for key in data.irange(start, end, inclusive=(True, False)):
-            if len(found) >= limit:
-                break
-            found.append((key, data[key]))
-        return found
+        return _scan(self._data[family], start, end, limit)
+
+    def freeze(self) -> "MemoryFrozen":
+        return MemoryFrozen({family: SortedDict(data) for family, data in self._data.items()})
 
     def apply(self, changes: Sequence[KeyChange]) -> int:
         for family, key, value in changes:
@@ -67,6 +65,21 @@ class MemoryKeyValue:
 
     async def aclose(self) -> None:
         await self.durable()
+
+
+class MemoryFrozen:
+    def __init__(self, data: dict[str, SortedDict]) -> None:
+        self._data = data
+
+    def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return _scan(self._data[family], start, end, limit)
+
+    def close(self) -> None:
+        self._data = {}
+
+
+def _scan(data: SortedDict, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    return [(key, data[key]) for key in itertools.islice(data.irange(start, end, inclusive=(True, False)), limit)]
 
 
 def _change(data: dict[bytes, bytes], key: bytes, value: bytes | None) -> None:

@@ -1,9 +1,11 @@
-"""Does a layer hold together (I12)? One pure pass over each family; nothing is repaired here.
+"""Does a layer hold together (I12)? One pure pass over each family; nothing is repaired here. A pass yields None for every
+record that it has looked at, so that whoever runs it decides when others have their turn.
 
 Memory: a tuple of six numbers for each inode. What is found is one line each, worded for an operator.
 """
 
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -50,22 +52,50 @@ class _Names:
 
 def check(tree: Tree) -> Iterator[str]:
     """Every fault of the layer, one line each; nothing if it is clean."""
+    return (found for found in steps(tree, sys.maxsize) if found is not None)
+
+
+def steps(tree: Tree, turn: int) -> Iterator[str | None]:
+    """As `check`, with None after every `turn` records: a moment to let others work. The tree must stay as it is."""
     rows: dict[Ino, _Row] = {}
     names = _Names()
-    orphans = dict.fromkeys(tree.orphans())
-    yield from _check_inodes(tree, rows)
-    yield from _check_names(tree, rows, names)
-    yield from _check_xattrs(tree, rows)
-    yield from _check_orphans(orphans, rows, names)
+    orphans: dict[Ino, None] = {}
+    passes: tuple[Iterable[str | None], ...] = (
+        _fill(orphans, tree.orphans()),
+        _check_inodes(tree, rows),
+        _check_names(tree, rows, names),
+        _check_xattrs(tree, rows),
+        _check_orphans(orphans, rows, names),
+        _check_all_counts(rows, names, orphans),
+        check_reachable(rows),
+    )
+    count = 0
+    for one in passes:
+        for found in one:
+            if found is not None:
+                yield found
+            count += 1
+            if count % turn == 0:
+                yield None
+
+
+def _fill(orphans: dict[Ino, None], found: Iterable[Ino]) -> Iterator[None]:
+    for ino in found:
+        orphans[ino] = None
+        yield None
+
+
+def _check_all_counts(rows: dict[Ino, _Row], names: _Names, orphans: dict[Ino, None]) -> Iterator[str | None]:
     for ino, row in rows.items():
+        yield None
         yield from _check_counts(ino, row, names, ino in orphans)
-    yield from check_reachable(rows)
 
 
-def _check_inodes(tree: Tree, rows: dict[Ino, _Row]) -> Iterator[str]:
+def _check_inodes(tree: Tree, rows: dict[Ino, _Row]) -> Iterator[str | None]:
     used_bytes = 0
     owner_of_data: dict[int, Ino] = {}
     for inode in tree.inodes():
+        yield None
         rows[inode.ino] = _Row(inode.mode, inode.nlink, inode.size, inode.parent, inode.flags)
         if inode.is_regular or inode.is_symlink:
             used_bytes += inode.size
@@ -106,8 +136,9 @@ def check_contents(inode: Inode) -> Iterator[str]:
         yield f"inode {ino} has size {inode.size}"
 
 
-def _check_names(tree: Tree, rows: dict[Ino, _Row], names: _Names) -> Iterator[str]:
+def _check_names(tree: Tree, rows: dict[Ino, _Row], names: _Names) -> Iterator[str | None]:
     for parent, name, dentry in tree.dentries():
+        yield None
         names.names[dentry.ino] = names.names.get(dentry.ino, 0) + 1
         names.entries[parent] = names.entries.get(parent, 0) + 1
         directory, child = rows.get(parent), rows.get(dentry.ino)
@@ -124,19 +155,22 @@ def _check_names(tree: Tree, rows: dict[Ino, _Row], names: _Names) -> Iterator[s
                 yield f"directory {dentry.ino} is named in {parent} and says it is in {child.parent}"
 
 
-def _check_xattrs(tree: Tree, rows: dict[Ino, _Row]) -> Iterator[str]:
+def _check_xattrs(tree: Tree, rows: dict[Ino, _Row]) -> Iterator[str | None]:
     with_xattrs: dict[Ino, None] = {}
     for ino, name in tree.xattrs():
+        yield None
         with_xattrs[ino] = None
         if ino not in rows:
             yield f"attribute {name!r} belongs to inode {ino}, which does not exist"
     for ino, row in rows.items():
+        yield None
         if bool(row.flags & InodeFlag.HAS_XATTRS) != (ino in with_xattrs):
             yield f"inode {ino} is {'' if row.flags & InodeFlag.HAS_XATTRS else 'not '}marked to have attributes, wrongly"
 
 
-def _check_orphans(orphans: dict[Ino, None], rows: dict[Ino, _Row], names: _Names) -> Iterator[str]:
+def _check_orphans(orphans: dict[Ino, None], rows: dict[Ino, _Row], names: _Names) -> Iterator[str | None]:
     for ino in orphans:
+        yield None
         row = rows.get(ino)
         if row is None:
             yield f"orphan {ino} does not exist"
@@ -163,10 +197,11 @@ def _check_counts(ino: Ino, row: _Row, names: _Names, is_orphan: bool) -> Iterat
         yield f"directory {ino} has {count} names instead of {named}"
 
 
-def check_reachable(rows: dict[Ino, _Row]) -> Iterator[str]:
+def check_reachable(rows: dict[Ino, _Row]) -> Iterator[str | None]:
     """Every live directory's way up ends at the root; each directory is passed once in all."""
     reaches = {ROOT_INO: True}
     for ino, row in rows.items():
+        yield None
         if not stat.S_ISDIR(row.mode) or row.nlink == 0:
             continue
         way: list[Ino] = []

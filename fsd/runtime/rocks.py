@@ -22,7 +22,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 from rocksdict import (
@@ -30,6 +30,7 @@ from rocksdict import (
     DBRecoveryMode,
     Options,
     Rdict,
+    RdictIter,
     ReadOptions,
     WriteBatch,
 )
@@ -67,6 +68,38 @@ def _translate(error: Exception, path: str) -> CorruptData | DiskFailed:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     kind = CorruptData if "orruption" in text else DiskFailed
     return kind(f"{path}: {text[:300]}")
+
+
+def _collect(iterator: RdictIter, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+    """The upper bound of ReadOptions only spares RocksDB work; the end is looked at here."""
+    found: list[tuple[bytes, bytes]] = []
+    iterator.seek(start)
+    while len(found) < limit and iterator.valid():
+        key = iterator.key()
+        if key >= end:
+            break
+        found.append((key, iterator.value()))
+        iterator.next()
+    iterator.status()
+    return found
+
+
+class RocksFrozen:
+    """Implements fsd.runtime.storage.Frozen. An iterator of RocksDB sees what was there when it was made; iterators of
+    rocksdict's Snapshot do not (0.3.29). They keep the database open, and with it its lock, until `close`."""
+
+    def __init__(self, iterators: dict[str, RdictIter], fail: Callable[[Exception], CorruptData | DiskFailed]) -> None:
+        self._iterators = iterators
+        self._fail = fail
+
+    def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return _collect(self._iterators[family], start, end, limit)
+        except Exception as error:
+            raise self._fail(error) from None
+
+    def close(self) -> None:
+        self._iterators.clear()
 
 
 class RocksKeyValue:
@@ -121,19 +154,22 @@ class RocksKeyValue:
 
     def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with start <= key < end. Never ends early on damage: that raises CorruptData."""
-        found: list[tuple[bytes, bytes]] = []
         try:
             bounds = ReadOptions()
             bounds.set_iterate_upper_bound(end)
-            iterator = self._families[family].iter(bounds)
-            iterator.seek(start)
-            while len(found) < limit and iterator.valid():
-                found.append((iterator.key(), iterator.value()))
-                iterator.next()
-            iterator.status()
+            return _collect(self._families[family].iter(bounds), start, end, limit)
         except Exception as error:
             raise self._fail(error) from None
-        return found
+
+    def freeze(self) -> "RocksFrozen":
+        """An iterator of each family; all of one moment, because nothing is applied but by the event loop."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            iterators = {name: self._families[name].iter() for name in self._families}
+        except Exception as error:
+            raise self._fail(error) from None
+        return RocksFrozen(iterators, self._fail)
 
     def apply(self, changes: Sequence[KeyChange]) -> int:
         """One atomic batch: visible at once, on disk after `durable`."""

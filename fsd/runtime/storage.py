@@ -14,6 +14,16 @@ class KeyChange(NamedTuple):
     value: bytes | None
 
 
+class Frozen(Protocol):
+    """A key-value store as it was at one moment. Closed before its store is."""
+
+    def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """As KeyValue.scan."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class KeyValue(Protocol):
     """An ordered key-value store with group commit. Reads see what was applied; `durable` says when it is on disk.
 
@@ -24,6 +34,10 @@ class KeyValue(Protocol):
 
     def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` pairs with start <= key < end, in order. Fails rather than end early on damage."""
+        ...
+
+    def freeze(self) -> Frozen:
+        """Everything that was applied until now, whatever is applied later: for reading that lets others work."""
         ...
 
     def apply(self, changes: Sequence[KeyChange]) -> int:

@@ -44,6 +44,19 @@ async def test_what_was_applied_is_there_after_reopening(tmp_path):
     await again.aclose()
 
 
+async def test_what_was_frozen_stays_as_it_was_in_all_families(tmp_path):
+    store = RocksKeyValue(str(tmp_path / "kv"), FAMILIES)
+    store.apply([KeyChange("one", b"a", b"1"), KeyChange("two", b"a", b"1")])
+    frozen = store.freeze()
+    store.apply([KeyChange("one", b"a", b"2"), KeyChange("one", b"b", b"2"), KeyChange("two", b"a", None)])
+    assert frozen.scan("one", b"", b"\xff", 10) == [(b"a", b"1")]
+    assert frozen.scan("two", b"", b"\xff", 10) == [(b"a", b"1")]
+    assert store.scan("one", b"", b"\xff", 10) == [(b"a", b"2"), (b"b", b"2")]
+    frozen.close()
+    await store.aclose()
+    await RocksKeyValue(str(tmp_path / "kv"), FAMILIES).aclose()
+
+
 async def test_many_waiters_share_a_sync(tmp_path):
     store = RocksKeyValue(str(tmp_path / "kv"), FAMILIES)
 

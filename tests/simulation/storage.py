@@ -174,10 +174,12 @@ class SimKeyValue(_Handle):
 
     def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         self.check()
-        keys, table = self._store.keys[family], self._store.tables[family]
-        first = bisect.bisect_left(keys, start)
-        last = bisect.bisect_left(keys, end)
-        return [(key, table[key]) for key in keys[first : min(last, first + limit)]]
+        return _scan(self._store.keys[family], self._store.tables[family], start, end, limit)
+
+    def freeze(self) -> "SimFrozen":
+        self.check()
+        tables = {name: dict(table) for name, table in self._store.tables.items()}
+        return SimFrozen(self, {name: list(keys) for name, keys in self._store.keys.items()}, tables)
 
     def apply(self, changes: Sequence[KeyChange]) -> int:
         self.check()
@@ -224,6 +226,27 @@ class SimKeyValue(_Handle):
         if self._broken is None and (self._process is None or self._process.alive):
             await self.durable()
         self._broken = self._broken or f"{self._disk.name}: closed"
+
+
+class SimFrozen:
+    def __init__(self, of: SimKeyValue, keys: dict[str, list[bytes]], tables: dict[str, dict[bytes, bytes]]) -> None:
+        self._of = of
+        self._keys = keys
+        self._tables = tables
+
+    def scan(self, family: str, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        self._of.check()
+        return _scan(self._keys[family], self._tables[family], start, end, limit)
+
+    def close(self) -> None:
+        self._keys, self._tables = {}, {}
+
+
+def _scan(
+    keys: list[bytes], table: dict[bytes, bytes], start: bytes, end: bytes, limit: int
+) -> list[tuple[bytes, bytes]]:
+    first, last = bisect.bisect_left(keys, start), bisect.bisect_left(keys, end)
+    return [(key, table[key]) for key in keys[first : min(last, first + limit)]]
 
 
 class SimSegments(_Handle):
