@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 MAP_RETRY_S = 0.2
+EVERYWHERE = ("0.0.0.0", "[::]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class ChunkServer:
         *,
         measure: Callable[[], MachineFigures] = machine_figures,
     ) -> None:
+        if not options.advertise and options.listen.rpartition(":")[0] in EVERYWHERE:
+            raise ConfigurationError(f"{options.listen} is no address for others: tell one, --advertise HOST:PORT")
         if not options.metadata:
             raise ConfigurationError("a chunkserver needs the address of a metadata server")
         if options.segment_size <= 0 or options.segment_size % BLOCK_SIZE:

@@ -15,6 +15,7 @@ SINGLE_IMPORTERS = {
     "msgpack": "fsd/wire/codec.py",
     "rocksdict": "fsd/runtime/rocks.py",
     "h11": "fsd/http/server.py",
+    "dns": "fsd/runtime/discovery.py",
 }
 
 PURE = (

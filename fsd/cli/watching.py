@@ -10,8 +10,8 @@ from fsd.core.config import Option
 from fsd.core.errors import ConfigurationError
 from fsd.http.face import Face
 from fsd.http.server import Limits, serve_http
+from fsd.runtime.discovery import split_address
 from fsd.runtime.listening import tcp_listeners
-from fsd.runtime.tcp import split_address
 
 log = logging.getLogger(__name__)
 

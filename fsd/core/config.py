@@ -17,6 +17,7 @@ ENVIRONMENT_PREFIX = "FSD_"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SERVICE = re.compile(r"_[A-Za-z0-9-]{1,62}\._tcp(\.[A-Za-z0-9_-]{1,63}){1,30}\.?")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 
 
@@ -195,7 +196,18 @@ def http_of_mount(value: str) -> str:
 
 
 def addresses(value: str) -> tuple[str, ...]:
-    return tuple(address(part) for part in value.split(","))
+    """HOST:PORT, a name of a service (SRV record), or several of these."""
+    return tuple(_server(part.strip()) for part in value.split(","))
+
+
+def _server(value: str) -> str:
+    """A service's name is kept without `srv:` before it."""
+    if value.startswith(("_", "srv:")):
+        name = value.removeprefix("srv:")
+        if not _SERVICE.fullmatch(name):
+            raise ValueError(f"{value!r} is not the name of a service; write _fsd._tcp.DOMAIN")
+        return name
+    return address(value)
 
 
 def zone(value: str) -> str:

@@ -9,7 +9,7 @@ import trio
 
 from fsd.core.errors import Busy, ConfigurationError
 from fsd.runtime import notify
-from fsd.runtime.tcp import split_address
+from fsd.runtime.discovery import split_address
 
 BACKLOG = 128
 

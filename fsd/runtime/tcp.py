@@ -1,12 +1,15 @@
 """The real network: frames over TCP with `sendmsg` and `recv_into`; bulk bytes are copied once."""
 
+import errno
 import logging
+import math
 import socket
 from collections.abc import Sequence
 
 import trio
 
 from fsd.core.errors import ConfigurationError, ConnectionRefused, Unreachable
+from fsd.runtime.discovery import Lookup, ask_dns, split_address, targets
 from fsd.runtime.network import Connection, Listener
 from fsd.wire.frame import HEADER_SIZE, Buffer, Frame, decode_header, encode_header
 
@@ -18,30 +21,26 @@ _KEEPALIVE_IDLE_S = 5
 _KEEPALIVE_PROBES = 3
 _MAX_PARTS = 64  # of one sendmsg
 _YIELD_EVERY = 32
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """("host", port) of "host:port" or "[v6]:port". Raises ConfigurationError."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:7400")
-    return host, int(port)
+_ATTEMPT_S = 0.7  # for an address that is silent, if there is another one
 
 
 class TcpNetwork:
+    """`lookup`: who tells what an SRV record says."""
+
+    def __init__(self, lookup: Lookup = ask_dns) -> None:
+        self._lookup = lookup
+
     async def connect(self, address: str) -> Connection:
-        host, port = split_address(address)
-        try:
-            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise Unreachable(f"cannot resolve {host}: {error.strerror or error}") from None
+        found = await targets(address, self._lookup)
         failure: OSError | None = None
-        for family, kind, proto, _, target in found:
-            sock = trio.socket.socket(family, kind, proto)
+        for number, target in enumerate(found, 1):
+            sock = trio.socket.socket(target.family, target.kind, target.protocol)
             try:
-                await sock.connect(target)
-                return TcpConnection(_raw(sock), address)
+                with trio.move_on_after(_ATTEMPT_S if number < len(found) else math.inf):
+                    await sock.connect(target.address)
+                    return TcpConnection(_raw(sock), address)
+                failure = TimeoutError(errno.ETIMEDOUT, "no answer")
+                sock.close()
             except OSError as error:
                 failure = error
                 sock.close()
