@@ -1,0 +1,1 @@
+"""Real faults under load, against processes in network namespaces: `python -m tests.integration.faults`."""
