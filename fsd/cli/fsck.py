@@ -16,6 +16,7 @@ import trio
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.progress import Progress
 from fsd.cluster.map import ClusterMap, NodeState, Row, pool_of
 from fsd.core import config
 from fsd.core.config import Option
@@ -60,9 +61,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: dict[str, Any]) -> int:
     async def check(cluster: Cluster) -> dict[str, Any]:
-        if settings["repair"]:
-            return await repair_all(cluster)
-        return await check_all(cluster, tree_only=settings["tree_only"])
+        with Progress("fsck", quiet=settings["json"]) as progress:
+            if settings["repair"]:
+                return await repair_all(cluster, progress)
+            return await check_all(cluster, progress, tree_only=settings["tree_only"])
 
     found = run_with_cluster(settings, check)
     if settings["json"]:
@@ -80,10 +82,10 @@ def run(settings: dict[str, Any]) -> int:
     return exits.OK if found["clean"] else exits.FAILED
 
 
-async def check_all(cluster: Cluster, *, tree_only: bool) -> dict[str, Any]:
+async def check_all(cluster: Cluster, progress: Progress, *, tree_only: bool) -> dict[str, Any]:
     """The JSON output; its fields are told in docs/cli.md."""
     reply: FsckReply = await cluster.ask(RunFsck())
-    chunks = Chunks() if tree_only else await _check_chunks(cluster)
+    chunks = Chunks() if tree_only else await _check_chunks(cluster, progress)
     faults = [*reply.faults, *chunks.faults][:MAX_FAULTS]
     return {
         "clean": not faults,
@@ -98,21 +100,21 @@ async def check_all(cluster: Cluster, *, tree_only: bool) -> dict[str, Any]:
     }
 
 
-async def repair_all(cluster: Cluster) -> dict[str, Any]:
+async def repair_all(cluster: Cluster, progress: Progress) -> dict[str, Any]:
     """Mend, then check: what is left is a fault. The JSON output has `mended` and `removed` besides."""
-    mended = await _make_equal(cluster)
-    first = await _orphans(cluster)
+    mended = await _make_equal(cluster, progress)
+    first = await _orphans(cluster, progress)
     await trio.sleep(SECOND_LOOK_S if first else 0)
-    second = await _orphans(cluster) if first else {}
+    second = await _orphans(cluster, progress) if first else {}
     orphans = [second[data] for data in sorted(second) if data in first]
     removed = 0
     for start in range(0, len(orphans), PAGE):
         reply: OrphansCollected = await cluster.ask(CollectOrphans(tuple(orphans[start : start + PAGE])))
         removed += len(reply.taken)
-    return await check_all(cluster, tree_only=False) | {"mended": mended, "removed": removed}
+    return await check_all(cluster, progress, tree_only=False) | {"mended": mended, "removed": removed}
 
 
-async def _make_equal(cluster: Cluster) -> int:
+async def _make_equal(cluster: Cluster, progress: Progress) -> int:
     """A light scrub on every node; how many copies were mended."""
     status: StatusReply = await cluster.ask(GetStatus())
     nodes = [entry.node.address for entry in status.nodes if entry.node.state is NodeState.UP]
@@ -121,17 +123,18 @@ async def _make_equal(cluster: Cluster) -> int:
     for address, old in zip(nodes, before, strict=True):
         now: ScrubStatus = await cluster.ask_node(address, GetScrub())
         while now.running:
+            progress.show(now.groups_done, now.groups, f"comparing copies of node at {address}")
             await trio.sleep(SCRUB_POLL_S)
             now = await cluster.ask_node(address, GetScrub())
         mended += now.repaired - old.repaired
     return mended
 
 
-async def _orphans(cluster: Cluster) -> dict[DataId, Orphan]:
+async def _orphans(cluster: Cluster, progress: Progress) -> dict[DataId, Orphan]:
     """Data ids with chunks and without a file. The files are looked at after the chunks."""
     cluster_map: ClusterMap = (await cluster.ask(GetMap())).map
     groups = {row.pg: Group() for row in cluster_map.rows}
-    await _check_groups(cluster, cluster_map, sorted(groups), groups)
+    await _check_groups(cluster, cluster_map, sorted(groups), groups, progress)
     ends: dict[tuple[DataId, PoolId], int] = {}
     for pg in sorted(groups):
         for chunk in groups[pg].chunks:
@@ -160,7 +163,7 @@ class Group:
     faults: list[str] = field(default_factory=list[str])
 
 
-async def _check_chunks(cluster: Cluster) -> Chunks:
+async def _check_chunks(cluster: Cluster, progress: Progress) -> Chunks:
     """All groups; those with faults again, ATTEMPTS times, because rows and chunks may be in change."""
     cluster_map: ClusterMap = (await cluster.ask(GetMap())).map
     groups: dict[PgId, Group] = {row.pg: Group() for row in cluster_map.rows}
@@ -169,7 +172,7 @@ async def _check_chunks(cluster: Cluster) -> Chunks:
         if attempt:
             await trio.sleep(PAUSE_S * attempt)
             cluster_map = (await cluster.ask(GetMap())).map
-        await _check_groups(cluster, cluster_map, left, groups)
+        await _check_groups(cluster, cluster_map, left, groups, progress)
         left = [pg for pg in left if groups[pg].faults]
         if not left:
             break
@@ -180,13 +183,16 @@ async def _check_chunks(cluster: Cluster) -> Chunks:
     return found
 
 
-async def _check_groups(cluster: Cluster, cluster_map: ClusterMap, pgs: list[PgId], groups: dict[PgId, Group]) -> None:
+async def _check_groups(
+    cluster: Cluster, cluster_map: ClusterMap, pgs: list[PgId], groups: dict[PgId, Group], progress: Progress
+) -> None:
     rows = {row.pg: row for row in cluster_map.rows}
-    left = iter(pgs)
+    left = iter(enumerate(pgs, 1))
 
     async def work() -> None:
-        for pg in left:
+        for number, pg in left:
             groups[pg] = await _check_group(cluster, cluster_map, rows[pg])
+            progress.show(number, len(pgs), f"{number} of {len(pgs)} placement groups")
 
     async with trio.open_nursery() as nursery:
         for _ in range(CONCURRENT_GROUPS):

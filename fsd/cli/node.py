@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import trio
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.progress import Progress
 from fsd.cli.status import get_status, node_row, node_table, period
 from fsd.core import config
 from fsd.core.config import Option
@@ -95,16 +95,18 @@ def _size(text: str) -> int:
 async def _drain(cluster: Cluster, node: NodeId, *, wait: bool, quiet: bool) -> dict[str, Any]:
     await cluster.ask(SetNode(node, draining=True))
     began = time.monotonic()
-    while True:
-        reply: DrainReply = await cluster.ask(GetDrain(node))
-        if reply.safe or not wait:
-            return drain_document(reply, time.monotonic() - began)
-        if reply.blocked and reply.blocked == reply.groups:
-            raise Busy(f"{drain_line(reply)}; add a node, or lower the volumes' replicas")
-        if not quiet and sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{drain_line(reply)}")
-            sys.stderr.flush()
-        await trio.sleep(POLL_S)
+    most = 0
+    with Progress(f"drain of node {node}", quiet=quiet) as progress:
+        while True:
+            reply: DrainReply = await cluster.ask(GetDrain(node))
+            if reply.safe or not wait:
+                return drain_document(reply, time.monotonic() - began)
+            if reply.blocked and reply.blocked == reply.groups:
+                raise Busy(f"{drain_line(reply)}; add a node, or lower the volumes' replicas")
+            most = max(most, reply.groups)
+            left = "" if reply.left_s < 0 else f", about {period(reply.left_s)}"
+            progress.show(most - reply.groups, most, f"{reply.groups} groups left{left}")
+            await trio.sleep(POLL_S)
 
 
 def drain_document(reply: DrainReply, spent_s: float) -> dict[str, Any]:

@@ -4,8 +4,11 @@ import argparse
 import json
 from typing import Any
 
+import trio
+
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.progress import Progress
 from fsd.cli.status import period
 from fsd.core import config
 from fsd.core.config import Option
@@ -14,12 +17,16 @@ from fsd.core.units import format_size
 from fsd.protocol.cluster import GetPlan, PauseMoves, PlanReply
 
 OPTIONS: tuple[Option, ...] = (
-    *CLUSTER_OPTIONS,
+    *(option for option in CLUSTER_OPTIONS if option.name != "timeout_s"),
+    Option("timeout_s", config.seconds, "give up after this many seconds (with --wait: a day)", metavar="S"),
     Option("dry_run", config.switch, "only tell what would move (the default)", default=False, switch=True),
     Option("pause", config.switch, "start no more moves; repairs go on", default=False, switch=True),
     Option("resume", config.switch, "go on", default=False, switch=True),
+    Option("wait", config.switch, "return when nothing is to move any more", default=False, switch=True),
     JSON,
 )
+POLL_S = 1.0
+DAY_S = 86_400.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +40,26 @@ def run(settings: dict[str, Any]) -> int:
     async def ask(cluster: Cluster) -> PlanReply:
         if settings["pause"] or settings["resume"]:
             await cluster.ask(PauseMoves(settings["pause"]))
-        return await cluster.ask(GetPlan())
+        return await until_even(cluster, settings) if settings["wait"] else await cluster.ask(GetPlan())
 
-    plan = run_with_cluster(settings, ask)
+    limit = settings["timeout_s"] or (DAY_S if settings["wait"] else 15.0)
+    plan = run_with_cluster(settings | {"timeout_s": limit}, ask)
     print(json.dumps(document(plan), indent=1) if settings["json"] else table(plan))
     return exits.OK
+
+
+async def until_even(cluster: Cluster, settings: dict[str, Any]) -> PlanReply:
+    """The plan when nothing is to move any more, or moves are paused."""
+    most = 0
+    with Progress("rebalance", quiet=settings["json"]) as progress:
+        while True:
+            plan: PlanReply = await cluster.ask(GetPlan())
+            left = max(plan.moves, plan.moving)
+            if not left or plan.paused:
+                return plan
+            most = max(most, left)
+            progress.show(most - left, most, f"{left} copies of placement groups are to move")
+            await trio.sleep(POLL_S)
 
 
 def document(plan: PlanReply) -> dict[str, Any]:

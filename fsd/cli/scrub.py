@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 import trio
 
 from fsd.cli import exits
 from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
+from fsd.cli.progress import Progress
 from fsd.cluster.map import Node, NodeState
 from fsd.core import config
 from fsd.core.config import Option
@@ -48,15 +48,15 @@ async def scrub(cluster: Cluster, settings: dict[str, Any]) -> list[tuple[Node, 
     if not settings["show"]:
         for node in nodes:
             await cluster.ask_node(node.address, RunScrub(settings["deep"]))
-    while True:
-        found = [(node, await _figures(cluster, node)) for node in nodes]
-        if not settings["wait"] or not any(figures.running for _, figures in found):
-            return found
-        if sys.stderr.isatty() and not settings["json"]:
+    with Progress("scrub", quiet=settings["json"]) as progress:
+        while True:
+            found = [(node, await _figures(cluster, node)) for node in nodes]
+            if not settings["wait"] or not any(figures.running for _, figures in found):
+                return found
             done, groups = sum(f.groups_done for _, f in found), sum(f.groups for _, f in found)
-            sys.stderr.write(f"\r\x1b[K{done} of {groups} copies of groups, {format_size(_bytes(found))} read")
-            sys.stderr.flush()
-        await trio.sleep(POLL_S)
+            told = f"{done} of {groups} copies of groups, {format_size(_bytes(found))} read"
+            progress.show(done, groups, told)
+            await trio.sleep(POLL_S)
 
 
 async def _figures(cluster: Cluster, node: Node) -> ScrubStatus:
