@@ -149,7 +149,7 @@ class MetadataServer:
             recaller = Recaller(sessions, runtime.clock)
             channels = ChannelPool(runtime, nursery, lambda: self._hello(record))
             collector = Collector(runtime.clock, store, authority, channels)
-            space = Space(authority)
+            space = Space(authority, lambda: self._directory.space().free_bytes)
             volumes = VolumeService(
                 runtime.clock, store, authority, sessions, record.inline_limit, record.chunk_size, collector.wake
             )

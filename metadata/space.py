@@ -1,26 +1,47 @@
 """How much room there is: the nodes' figures against a volume's quota and copies."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 from fsd.cluster.map import ClusterMap, NodeState
 from fsd.core.ids import NodeId
+from fsd.core.units import MIB, format_size
 from fsd.namespace.records import Volume
 from fsd.protocol.cluster import NodeLoad
 from fsd.protocol.metadata import VolumeSpace
 from metadata.authority import Authority
 
+log = logging.getLogger(__name__)
+
+RESERVE_BYTES = 64 * MIB  # two write buffers of RocksDB
 UNLIMITED_INODES = 1 << 40
 
 
 class Space:
-    """Of the whole cluster, from the last heartbeats."""
+    """Of the whole cluster, from the last heartbeats, and of this server's own disk."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, own_free_bytes: Callable[[], int]) -> None:
         self._authority = authority
+        self._own_free_bytes = own_free_bytes
+        self._told = False
 
     def is_full(self) -> bool:
-        """Whether every node that is up says that it has no room left. Nodes that have said nothing do not count."""
-        return is_full(self._authority.map, self._authority.loads)
+        """Whether nothing new can be promised."""
+        return self.full_because() is not None
+
+    def full_because(self) -> str | None:
+        """Every node that is up says that it has no room left (nodes that have said nothing do not count), or only the
+        reserve is left on this server's disk: it is for deletes, sessions and compaction."""
+        own = self._own_free_bytes() < RESERVE_BYTES
+        if own != self._told:
+            self._told = own
+            state = "is full: nothing new is made until there is room" if own else "has room again"
+            log.warning("the metadata server's disk %s (it keeps %s in reserve)", state, format_size(RESERVE_BYTES))
+        if own:
+            return "the metadata server's disk is full"
+        if is_full(self._authority.map, self._authority.loads):
+            return "no chunkserver has free space"
+        return None
 
     def may_promise(self, volume: Volume | None) -> bool:
         """Whether no operation on names can be refused for want of room."""

@@ -248,8 +248,9 @@ class TreeService:
         """`execute` for a number that is known to be new."""
         try:
             operation = self.admitted(live, request.operation)
-            if grows(operation) and self._space.is_full():
-                raise NoSpace("no chunkserver has free space")
+            full = self._space.full_because() if grows(operation) else None
+            if full is not None:
+                raise NoSpace(full)
             if self.is_write_back(live, request, operation):
                 return self._carry_out(live, request, operation, Cleared((), False))
             view = self._view(live)

@@ -140,6 +140,10 @@ class MemoryDirectory:
         self._segments: dict[str, list[bytearray]] = {}
         self._segment_limit = segment_limit
         self._open = False
+        self.room = Space(1 << 40, 1 << 40)
+
+    def space(self) -> Space:
+        return self.room
 
     def open(self) -> "MemoryDirectory":
         """Take the lock."""

@@ -101,6 +101,13 @@ class LocalDirectory:
     async def open_segments(self, name: str, segment_size: int) -> Segments:
         return LocalSegments(os.path.join(self.name, name), segment_size, self._timed(name))
 
+    def space(self) -> Space:
+        try:
+            stats = os.statvfs(self.name)
+        except OSError as error:
+            raise DiskFailed(f"cannot ask for the space of {self.name}: {error.strerror}") from None
+        return Space(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize)
+
     def _timed(self, name: str) -> Histogram:
         return self.syncs.setdefault(name, Histogram())
 

@@ -3,11 +3,13 @@
 import pytest
 import trio
 
-from fsd.core.errors import DiskFailed, FsError
+from fsd.core.errors import DiskFailed, FsError, NoSpace
 from fsd.core.ids import ROOT_INO
+from fsd.runtime.storage import Space
+from metadata.space import RESERVE_BYTES
 from tests.chunkserver.disks import Failing, FailingDirectory
 from tests.fakes import MemoryNetwork
-from tests.metadata.cluster import OPTIONS, FakeClient, Server
+from tests.metadata.cluster import OPTIONS, FakeClient, Server, client, running
 
 NAMES = [b"a", b"b", b"c", b"d", b"e"]
 
@@ -67,10 +69,32 @@ async def scenario(failing: Failing) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("name", ["apply", "durable", "get", "scan", "write_file"])
-async def test_every_call_fails_once(autojump_clock, name):
+async def test_every_call_fails(autojump_clock, name, for_ever):
     counting = Failing((name,))
     await scenario(counting)
     assert counting.count, f"{name} is never called"
     for at in range(1, counting.count + 1, 1 + counting.count // 60):
-        await scenario(Failing((name,), at))
+        await scenario(Failing((name,), at, for_ever=for_ever))
+
+
+async def test_a_full_disk_refuses_what_is_new_and_serves_the_rest_until_there_is_room_again(autojump_clock, caplog):
+    async with running() as server:
+        one = await client(server, "one")
+        kept = await one.create(b"kept")
+        await one.create(b"gone")
+        server.directory.room = Space(1 << 40, RESERVE_BYTES - 1)
+        for _ in range(3):
+            with pytest.raises(NoSpace, match="metadata server's disk is full"):
+                await one.create(b"new")
+        assert (await one.lookup(b"kept")).inode.ino == kept
+        await one.write(kept, b"bytes that a client has taken")
+        await one.unlink(b"gone")
+        assert (await one.lookup(b"gone")).inode is None
+        server.directory.room = Space(1 << 40, RESERVE_BYTES)
+        await one.create(b"new")
+        told = [record.message for record in caplog.records if "the metadata server's disk" in record.message]
+        assert len(told) == 2
+        assert "is full" in told[0]
+        assert "has room again" in told[1]

@@ -313,6 +313,11 @@ class SimDirectory(_Handle):
         disk.holder = process or self
         self.name = disk.name
 
+    def space(self) -> Space:
+        """Of small things; a full disk is one without room for segments."""
+        self.check()
+        return Space(1 << 40, 1 << 40)
+
     def read_file(self, name: str) -> bytes | None:
         self.check()
         return self._disk.files.get(name)
