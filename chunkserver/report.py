@@ -15,7 +15,15 @@ from typing import Any, Never
 import trio
 
 from fsd.cluster.map import ClusterMap, Pool, Row, pool_of
-from fsd.core.errors import ForeignFileSystem, FormatError, FsError, NotServing, SessionUnknown, VersionMismatch
+from fsd.core.errors import (
+    DiskFailed,
+    ForeignFileSystem,
+    FormatError,
+    FsError,
+    NotServing,
+    SessionUnknown,
+    VersionMismatch,
+)
 from fsd.core.ids import Incarnation, MapEpoch, Member, NodeId, PgId, PoolId
 from fsd.protocol.cluster import (
     Activate,
@@ -85,6 +93,7 @@ class Membership:
         self._on_map = on_map
         self.authority = authority
         self._remember_authority = remember_authority
+        self._disk_error: DiskFailed | None = None
         self._fetching: trio.Event | None = None
         self._wanted = MapEpoch(0)
         self._rows: dict[PgId, Row] = {}
@@ -211,7 +220,11 @@ class Membership:
             raise
         if epoch > self.authority:
             self.authority = epoch
-            await self._remember_authority(epoch)
+            try:
+                await self._remember_authority(epoch)
+            except DiskFailed as error:
+                self._disk_error = error
+                raise
 
     async def change_row(self, message: DropMember | Activate | Promote) -> Row | None:
         """Ask for a change of a row (DropMember, Activate, Promote); when the answer is here, so is its map.
@@ -252,6 +265,7 @@ class Membership:
             except FATAL:
                 raise
             except FsError as error:
+                self._check_disk()
                 if attempt % 20 == 0:
                     log.warning("cannot register yet: %s", error)
             await self._pause(attempt)
@@ -268,8 +282,14 @@ class Membership:
                     log.warning("the metadata server does not know this node any more: registering again")
                     await self.register(registration)
             except FsError as error:
+                self._check_disk()
                 self._note_contact(error)
             await trio.sleep(max(0.0, sent_at + BEAT_S - trio.current_time()))
+
+    def _check_disk(self) -> None:
+        """R12: what could not be remembered ends the service; a DiskFailed that a server says is of its own disk."""
+        if self._disk_error is not None:
+            raise self._disk_error
 
     def _note_contact(self, error: FsError | None) -> None:
         """Log when contact with the metadata server is lost and when it is back, not every second between."""

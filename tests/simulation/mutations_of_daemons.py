@@ -8,7 +8,7 @@ import fsd.client.chunks
 import fsd.client.resume
 import fsd.client.statelog
 from tests.simulation.mutations import Mutation, Patch, nothing
-from tests.simulation.nemesis import DAEMONS, MOMENTS
+from tests.simulation.nemesis import DAEMONS, MOMENTS, Nemesis
 
 LOST_RECORDS = 3
 
@@ -72,9 +72,11 @@ daemons = {
     "think_s": 0.05,
 }
 
+batches = {**daemons, "faults": (Nemesis.kill_daemon_before_a_batch_is_answered,)}
+
 MUTATIONS_OF_DAEMONS = [
     Mutation("lose the end of the log", lose_the_end_of_the_log, 20, daemons),
-    Mutation("resend the journal under new numbers", resend_the_journal_under_new_numbers, 60, daemons),
+    Mutation("resend the journal under new numbers", resend_the_journal_under_new_numbers, 60, batches),
     Mutation("forget handles", forget_handles, 10, daemons),
     Mutation("carry out calls again", carry_out_calls_again, 40, daemons),
     Mutation("number chunk requests from the beginning", number_chunk_requests_from_the_beginning, 20, daemons),

@@ -60,11 +60,12 @@ def believe_to_know_what_a_name_names() -> list[Patch]:
     return [(fsd.client.core.Core, "change", changed)]
 
 
-flushing = {"clients": 2, "workers": 2, "steps": 80, "think_s": 0.01, "write_back_age_s": 0.02}
-calm = {"clients": 2, "workers": 1, "steps": 160, "think_s": 0.01, "write_back_age_s": 1.0}
+# No file is small enough to be written back by the journal alone.
+flushing = {"clients": 2, "workers": 2, "steps": 80, "think_s": 0.01, "write_back_age_s": 0.02, "inline_limit": 0}
+calm = {"clients": 2, "workers": 1, "steps": 160, "think_s": 0.01, "write_back_age_s": 1.0, "inline_limit": 0}
 
 MUTATIONS = [
-    Mutation("a write-back that waits", a_write_back_that_waits, 30, flushing, base=plan_of),
+    Mutation("a write-back that waits", a_write_back_that_waits, 120, flushing, base=plan_of),
     Mutation("discard what others read", discard_what_others_read, 60, calm, base=plan_of),
     Mutation("give back what is in use again", give_back_what_is_in_use_again, 100, base=plan_of),
     Mutation("believe to know what a name names", believe_to_know_what_a_name_names, 20, base=plan_of),

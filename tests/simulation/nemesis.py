@@ -140,9 +140,14 @@ class Nemesis:
 
     async def kill_daemon_in_the_act(self) -> None:
         """It dies when it has just sent something, or just before the answer arrives."""
-        message = self.random.choice(
-            (Execute, ExecuteBatch, WriteChunk, Executed, BatchExecuted, ChunkWritten, Recalled)
+        await self.kill_daemon_at(
+            self.random.choice((Execute, ExecuteBatch, WriteChunk, Executed, BatchExecuted, ChunkWritten, Recalled))
         )
+
+    async def kill_daemon_before_a_batch_is_answered(self) -> None:
+        await self.kill_daemon_at(BatchExecuted)
+
+    async def kill_daemon_at(self, message: type[Any]) -> None:
         clients = {host.name for host in self.cluster.clients}
         victims: list[Host] = []
 
@@ -315,6 +320,10 @@ class Nemesis:
     async def lose_answer(self) -> None:
         """An operation is carried out; the connection breaks before its answer arrives."""
         await self.ambush(Executed, lambda end: self.lose_at_receiver(end))
+
+    async def lose_batch_answer(self) -> None:
+        """A batch of the journal is carried out; the connection breaks before its answer arrives."""
+        await self.ambush(BatchExecuted, lambda end: self.lose_at_receiver(end))
 
     async def lose_write_answer(self) -> None:
         await self.ambush(ChunkWritten, lambda end: self.lose_at_receiver(end))

@@ -63,6 +63,7 @@ class Plan:
     steps: int = 20
     think_s: float = 0.3
     cache_bytes: int = 256 * 1024
+    inline_limit: int = INLINE_LIMIT
     write_back_age_s: float = 1.0
     readers: bool = False  # hardly anybody writes
     worker: type[Worker] = Worker
@@ -169,7 +170,7 @@ class Cluster:
             pg_count=plan.pg_count,
             replicas=plan.replicas,
             min_replicas=plan.min_replicas,
-            inline_limit=INLINE_LIMIT,
+            inline_limit=plan.inline_limit,
             rebuild_after_s=20.0,
             rebalance_after_s=5.0,
         )
