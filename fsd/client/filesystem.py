@@ -72,6 +72,7 @@ class FileSystem:
         self._names = names
         self._answers = Answers() if resume is None else resume.answers
         self._suspended = False
+        self.all_written = True  # until `aclose` finds otherwise
         self.restored_handles: dict[int, FileHandle] = {} if resume is None else resume.handles
         self.instant = InstantCalls(core, contents, names)
         self.resumed = resume is not None and resume.session == core.session.id
@@ -457,12 +458,14 @@ class FileSystem:
             try:
                 await self._write_all_back()
             except FsError as error:
+                self.all_written = False
                 log.error("not everything was written back: %s", error)
                 if self._core.state.is_kept:
                     return
             await self._core.session.close()
             self._core.state.finish()
         if scope.cancelled_caught:
+            self.all_written = False
             log.error("gave up after %g s with %d bytes not written back", patience_s, self._contents.dirty_bytes)
 
     async def _bounded(self, work: Coroutine[Any, Any, T]) -> T:

@@ -16,8 +16,8 @@ import pyfuse3
 import trio
 
 from fsd import __version__
-from fsd.client.filesystem import open_filesystem
-from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, NotSupported
+from fsd.client.filesystem import FileSystem, open_filesystem
+from fsd.core.errors import ConnectionRefused, DeadlineExceeded, FsError, NotSupported, WriteLost
 from fsd.mount import metrics, mountinfo, serving
 from fsd.mount.companion import Companion, InitFlag, SessionInfo, SessionSettings
 from fsd.mount.companion import load as load_companion
@@ -73,10 +73,12 @@ async def run_daemon(runtime: Runtime, request: MountRequest, supervisor: Superv
     notifier = Notifier(operations.is_busy)
     patience_s = math.inf if later else request.connect_timeout_s
     suspended = False
+    served: FileSystem | None = None
     with trio.CancelScope(deadline=trio.current_time() + patience_s) as scope:
         left = LocalState(os.path.join(go.text, serving.CLIENT))
         async with open_filesystem(runtime, request.metadata, request.volume, client, notifier, left) as fs:
             scope.deadline = math.inf
+            served = fs
             operations.attach(fs)
             await supervisor.say(Kind.CONNECTED)
             device = await supervisor.device()
@@ -95,6 +97,8 @@ async def run_daemon(runtime: Runtime, request: MountRequest, supervisor: Superv
         await supervisor.say(Kind.SUSPENDED)
         logging.shutdown()
         os._exit(0)  # requests that wait for locks are not answered: the kernel sends them to the next daemon
+    if served is not None and not served.all_written:
+        raise WriteLost(f"unmounted {request.mountpoint}, but not everything could be written back: see above")
     log.info("everything is written back")
     await supervisor.say(Kind.DONE)
 

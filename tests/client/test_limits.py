@@ -53,6 +53,20 @@ async def test_what_cannot_be_written_back_is_lost_when_another_wants_the_file(a
         await a.release(handle)
 
 
+async def test_a_close_that_cannot_write_everything_back_says_so(autojump_clock: Clock) -> None:
+    async with cluster() as made:
+        async with made.mount() as fs:
+            _, handle = await fs.create(ROOT, 1, b"f", 0o644, os.O_RDWR)
+            await fs.write(handle, 0, b"x" * 200 * KIB)
+            await made.ask(SetVolume("default", quota_bytes=100 * KIB))
+            await fs.release(handle)
+        assert not fs.all_written
+        await made.ask(SetVolume("default", quota_bytes=0))
+        async with made.mount() as fs:
+            await put(fs, b"g", b"fits")
+        assert fs.all_written
+
+
 async def test_a_writer_to_a_full_volume_does_not_wait_for_ever(autojump_clock: Clock) -> None:
     async with cluster() as made, made.mount(write_back_bytes=64 * KIB) as a:
         await made.ask(SetVolume("default", quota_bytes=10 * KIB))
