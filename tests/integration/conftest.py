@@ -87,12 +87,15 @@ class RealCluster:
         return process
 
     def kill_wholly(self, mountpoint: Path) -> None:
-        """kill -9 of a mount's daemon and of its supervisor, which has no time to start another."""
+        """kill -9 of a mount's daemon and of its supervisor, which has no time to start another. No program is started in
+        between: it would close its copies of files that are open here, and wait for a daemon."""
         self.harmed = True
-        for role, number in (("supervisor", signal.SIGSTOP), ("mount", signal.SIGKILL), ("supervisor", signal.SIGKILL)):
-            for process in self.processes(role):
-                if process["mountpoint"] == str(mountpoint):
-                    os.kill(process["pid"], number)
+        supervisor, daemon = (
+            next(each["pid"] for each in self.processes(role) if each["mountpoint"] == str(mountpoint))
+            for role in ("supervisor", "mount")
+        )
+        for pid, number in ((supervisor, signal.SIGSTOP), (daemon, signal.SIGKILL), (supervisor, signal.SIGKILL)):
+            os.kill(pid, number)
 
     def status(self) -> dict:
         return json.loads(self.fsd("status", "--data", str(self.data), "--json").stdout)
