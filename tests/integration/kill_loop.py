@@ -6,6 +6,7 @@ Each worker is a process of its own that checks what it does against what it kno
 """
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -205,7 +206,8 @@ def kill_for(mountpoint: str, until: float, every_s: float, upgrade: bool) -> tu
             upgrades += 1
         else:
             last = told["daemon"]["pid"]
-            os.kill(last, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile, in a hand-over
+                os.kill(last, signal.SIGKILL)
             kills += 1
     return kills, upgrades
 
