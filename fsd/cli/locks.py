@@ -1,34 +1,18 @@
 """Who holds fcntl and flock locks of a file, who waits for one, and since when."""
 
-import argparse
-import json
 from typing import Any
 
-from fsd.cli import exits
-from fsd.cli.administration import CLUSTER_OPTIONS, JSON, Cluster, run_with_cluster
-from fsd.cli.place import Place, place_of, volume_of
+from fsd.cli.inspecting import OPTIONS, arguments, inspect
+from fsd.cli.place import Place
 from fsd.cli.status import period
-from fsd.core.config import Option
 from fsd.namespace.locks import RANGE_END, LockSpace
 from fsd.protocol.locks import InspectLocks, LockRow, LocksReply
 
-OPTIONS: tuple[Option, ...] = (*(option for option in CLUSTER_OPTIONS if option.name == "timeout_s"), JSON)
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="a path on a mounted volume")
+__all__ = ["OPTIONS", "arguments", "document", "run", "table"]
 
 
 def run(settings: dict[str, Any]) -> int:
-    place = place_of(str(settings["path"]))
-
-    async def ask(cluster: Cluster) -> LocksReply:
-        volume = await volume_of(cluster, place.volume)
-        return await cluster.ask(InspectLocks(volume.layer, place.ino))
-
-    reply = run_with_cluster(settings | {"metadata": place.addresses}, ask)
-    print(json.dumps(document(place, reply), indent=1) if settings["json"] else table(place, reply))
-    return exits.OK
+    return inspect(settings, InspectLocks, document, table)
 
 
 def document(place: Place, reply: LocksReply) -> dict[str, object]:

@@ -326,8 +326,7 @@ class Contents(Storing):
             return False
         file.take(TAKE_BYTES, MAX_PREPARED)
         times = file.times
-        mtime_ns = times.ctime_ns if times is not None else file.mtime_ns or self._core.session.now_ns()
-        write, data = self.inline_write(file, content, size, mtime_ns)
+        write, data = self.inline_write(file, content, size, self._time_of_flush(file))
         try:
             if file.dirty or self._core.local.change(write, session) is None:
                 file.give_back()
@@ -385,9 +384,8 @@ class Contents(Storing):
                     await self._flush(file, data_only=data_only)
 
         enough = file.flushes_begun + 1  # so that a busy writer cannot keep this caller here for ever
-        waited = (
-            False  # for a flush that was under way; two callers on a clean file would see each other's lock for ever
-        )
+        # For a flush that was under way; two callers on a clean file would see each other's lock for ever.
+        waited = False
         if data_only and file.owes_time_only:
             return
         while (file.unwritten or (not waited and file.flush_lock.locked())) and file.flushes_complete < enough:
@@ -454,7 +452,7 @@ class Contents(Storing):
         file.dirty_since = self._core.runtime.clock.monotonic()
         size = min(file.size, file.dirty.start) if file.dirty else file.size
         times, before = file.times, file.content
-        mtime_ns = times.ctime_ns if times is not None else file.mtime_ns or self._core.session.now_ns()
+        mtime_ns = self._time_of_flush(file)
         try:
             late = data_only and file.may_owe_time(file.dirty_since)
             content = await self._store(file, size, mtime_ns, session, time_may_wait=late)
@@ -483,6 +481,12 @@ class Contents(Storing):
             file.times = None
         file.flushes_complete = max(file.flushes_complete, number)
         self.flushed(file, before, content)
+
+    def _time_of_flush(self, file: File) -> int:
+        """Of the bytes, in nanoseconds; times that were set follow behind them."""
+        if file.times is not None:
+            return file.times.ctime_ns
+        return file.mtime_ns or self._core.session.now_ns()
 
     def flushed(self, file: File, before: Content | None, content: Content) -> None:
         """The servers have it: what was on its way is part of the content now."""

@@ -82,7 +82,7 @@ class Names:
         check_name(name)
         known = await self._learned_entry(parent, name)
         if known is None:
-            await self._look_ahead(parent, name)
+            await self._page_ahead(self._names_ahead, parent, name, contents=False)
             known = self.known_entry(parent, name)
         if known == ABSENT:
             raise NotFound(f"no {name!r} in inode {parent}")
@@ -371,41 +371,31 @@ class Names:
 
     # --- reading ahead ------------------------------------------------------------------------------------------------
 
-    async def _look_ahead(self, parent: Ino, name: bytes) -> None:
-        """If names are asked for one after the other: read the directory, page by page."""
-        cookie = self._names_ahead.missed(parent, cookie_of(name))
+    async def _page_ahead(self, foresight: Foresight, parent: Ino, name: bytes, *, contents: bool) -> None:
+        """Something of the directory is not known: if it is asked for one after the other, read it page by page."""
+        cookie = foresight.missed(parent, cookie_of(name))
         if cookie is None:
             return
         page: DirectoryPage | None = None
         try:
-            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes=True)
+            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes=True, contents=contents)
         finally:
-            self._page_ahead(self._names_ahead, parent, page)
-
-    def _page_ahead(self, foresight: Foresight, parent: Ino, page: DirectoryPage | None) -> None:
-        entries = page.entries if page is not None else ()
-        foresight.read(parent, entries[-1].cookie if entries else None, page is not None and page.end)
+            entries = page.entries if page is not None else ()
+            foresight.read(parent, entries[-1].cookie if entries else None, page is not None and page.end)
 
     async def neighbours(self, ino: Ino) -> None:
         """The bytes of a small file are wanted: if others of its directory were wanted before, ask for those of many."""
+        inode = self._core.tree.inode(ino)
+        if inode is not None and inode.inline is not None:
+            self.was_read(ino)
+            return
         place = self._unread.pop(ino, None)
         if place is None:
             return
-        parent, name = place
-        inode = self._core.tree.inode(ino)
-        if inode is not None and inode.inline is not None:
-            self._contents_ahead.hit(parent)
-            return
-        cookie = self._contents_ahead.missed(parent, cookie_of(name))
-        if cookie is None:
-            return
-        page: DirectoryPage | None = None
         try:
-            page = await self._ask_page(parent, cookie, PAGE_ENTRIES, attributes=True, contents=True)
+            await self._page_ahead(self._contents_ahead, *place, contents=True)
         except FsError as error:
             log.debug("small files beside inode %d are not read ahead: %s", ino, error)
-        finally:
-            self._page_ahead(self._contents_ahead, parent, page)
 
     def was_read(self, ino: Ino) -> None:
         """A small file's bytes were wanted and known."""

@@ -28,8 +28,9 @@ class Room:
         self._asked_at = float("-inf")
 
     async def take(self, file: File, end: int) -> None:
-        """The file is about to grow to `end`, if that is more than it has. Raises QuotaExceeded, NoSpace."""
-        if self._core.session.may_promise or end <= file.size:
+        """Something may refuse (no `may_promise`), and the file is about to grow to `end`, if that is more than it has. Raises
+        QuotaExceeded, NoSpace."""
+        if end <= file.size:
             return
         growth = end - file.size
         now = self._core.runtime.clock.monotonic()
